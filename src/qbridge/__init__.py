@@ -1,0 +1,5 @@
+"""qbridge: a typed facade over Celery."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""pytest fixtures of qbridge (filled in by the test kit)."""
