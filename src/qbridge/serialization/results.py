@@ -1,0 +1,172 @@
+"""How is a stored result read: what JSON said, what Celery would make of it, and the text of the error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from celery.backends.base import decompress_payload
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.utils.json import object_hook
+
+if TYPE_CHECKING:
+    from celery.backends.base import Backend as _Base
+else:
+    _Base = object
+
+__all__ = ["ERROR_TEXT_LIMIT", "TypedResultMixin", "error_text", "revive"]
+
+ERROR_TEXT_LIMIT = 8_192
+"""Longest text of an exception that is stored beside it, in characters."""
+
+# kombu writes {"__type__": "datetime", "__value__": "…"}; looking for the marker is far cheaper than walking.
+_MARKER = b'"__type__"'
+_PICKLE = "application/x-python-serialize"
+_typed = cast("Callable[[dict[str, Any]], Any]", object_hook)
+
+
+class TypedResultMixin(_Base):
+    """Reads results as JSON says them, for Celery result backends (put it first among the bases).
+
+    A meta then has, besides what plain Celery puts there:
+
+    - ``result_json``: the value as ``json.loads`` gives it; a user's own ``{"__type__": …, "__value__": …}`` is a dict.
+    - ``error_json``: in failure states, the stored mapping ``exc_type, exc_module, exc_message, exc_text``.
+
+    ``result`` itself is what plain Celery gives, so that ``AsyncResult`` does not change, with two exceptions: what
+    plain Celery cannot decode stays as it is, and an exception that cannot be rebuilt is replaced by the error that
+    says so. Serializers other than JSON go Celery's own way; pickles are never loaded.
+    """
+
+    def decode(self, payload: Any) -> Any:
+        """Decode one stored payload.
+
+        Args:
+            payload: bytes, text or a buffer as it was stored, compressed or not; None stays None.
+
+        Returns:
+            Plain JSON values; for other serializers what Celery gives.
+
+        Raises:
+            kombu.exceptions.DecodeError: if the payload is not what the configured serializer writes.
+            kombu.exceptions.ContentDisallowed: if the serializer is not accepted, or is pickle.
+        """
+        if payload is None:
+            return None
+        if self.content_type == _PICKLE:
+            raise ContentDisallowed("Refusing to load a pickled result: a pickle can run code. Store results as JSON.")
+        accept = self.accept
+        if self.content_type != "application/json" or (accept is not None and "application/json" not in accept):
+            return super().decode(payload)
+        return _loads(decompress_payload(payload))
+
+    def decode_result(self, payload: Any) -> Any:
+        """Decode a payload that holds a whole meta, as key/value stores keep it."""
+        meta = self.decode(payload)
+        return self.meta_from_decoded(self.open_meta(meta, has_types(payload)))
+
+    def open_meta(self, meta: dict[str, Any], typed: bool) -> dict[str, Any]:
+        """Keep the raw result and error beside what Celery's readers expect, in place.
+
+        Args:
+            meta: a meta as it was decoded, ``status`` and ``result`` at least.
+            typed: whether kombu's typed values may be in it.
+
+        Returns:
+            The same mapping.
+        """
+        raw = meta.get("result")
+        meta["result_json"] = raw
+        if meta.get("status") in self.EXCEPTION_STATES and isinstance(raw, Mapping):
+            meta["error_json"] = raw
+        if typed:
+            for key in ("result", "args", "kwargs"):
+                if key in meta:
+                    meta[key] = revive(meta[key])
+        return meta
+
+    def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Turn a decoded meta into what Celery's readers expect; may be called again on its own answer."""
+        if "result_json" not in meta:
+            self.open_meta(meta, typed=True)
+        try:
+            return cast("dict[str, Any]", super().meta_from_decoded(meta))
+        except Exception as exc:  # noqa: BLE001
+            # A stored error that names no exception class, or something that is none (Celery calls it an attack),
+            # fails its own reader only, not everybody who waits beside it.
+            meta["result"] = exc
+            return meta
+
+    def prepare_exception(self, exc: Any, serializer: str | None = None) -> Any:
+        """Prepare an exception for storage as Celery does, and add its text, which the arguments may not hold."""
+        prepared = super().prepare_exception(exc, serializer)
+        if isinstance(prepared, dict):
+            prepared["exc_text"] = error_text(exc)
+        return prepared
+
+
+def error_text(exc: BaseException) -> str:
+    """What the exception says of itself, at most ``ERROR_TEXT_LIMIT`` characters, whatever its ``__str__`` does."""
+    try:
+        text = str(exc)
+    except Exception as broken:  # noqa: BLE001
+        # Users' exceptions format themselves in __str__, and that may fail for the very reason they were raised.
+        text = f"<{type(exc).__qualname__}: its text cannot be made, __str__ raised {type(broken).__name__}>"
+    if len(text) > ERROR_TEXT_LIMIT:
+        text = text[: ERROR_TEXT_LIMIT - 1] + "…"
+    # Lone surrogates cannot be stored by every serializer and server.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def has_types(payload: Any) -> bool:
+    """Whether kombu's typed values may be in a payload: true also where that cannot be told from outside."""
+    if isinstance(payload, str):
+        return _MARKER.decode() in payload
+    if isinstance(payload, memoryview):
+        payload = payload.tobytes()
+    if isinstance(payload, (bytes, bytearray)):
+        return _MARKER in payload or payload.startswith(b"\x00")  # compressed: look inside by walking
+    return payload is not None
+
+
+def revive(value: Any) -> Any:
+    """Turn kombu's typed values inside a JSON value into what they stand for.
+
+    Args:
+        value: anything ``json.loads`` returns.
+
+    Returns:
+        The value with ``datetime``, ``Decimal``, ``UUID`` … where kombu would put them; what kombu cannot decode
+        stays as it is. Values that hold none are returned as they are, not copied.
+    """
+    try:
+        return _revive(value)
+    except RecursionError:
+        return value
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, list):
+        items = [_revive(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if not isinstance(value, dict):
+        return value
+    fields = {key: _revive(item) for key, item in value.items()}
+    if fields.keys() == {"__type__", "__value__"}:
+        try:
+            return _typed(fields)
+        except Exception:  # noqa: BLE001
+            # Not kombu's: a user's mapping that only looks like it, or a type nobody registered here.
+            return value
+    return fields if any(fields[key] is not value[key] for key in value) else value
+
+
+def _loads(payload: Any) -> Any:
+    if isinstance(payload, memoryview):
+        payload = payload.tobytes()
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError, TypeError) as exc:
+        # The payload itself stays out of the message: it may hold anything.
+        raise DecodeError(f"A stored result is not JSON ({type(exc).__name__}).") from exc
