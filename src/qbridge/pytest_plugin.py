@@ -99,22 +99,50 @@ def qbridge_mariadb() -> Iterator[MariaDBServer]:
 # Pairs.
 
 
-@pytest.fixture(scope="module", params=BROKERS)
-def qbridge_broker(request: pytest.FixtureRequest) -> str:
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a choice that no test could run on."""
+    chosen = (config.getoption("--qbridge-broker"), config.getoption("--qbridge-results"))
+    if None not in chosen and chosen not in PAIRS:
+        pairs = ", ".join(f"{broker} × {results}" for broker, results in PAIRS)
+        raise pytest.UsageError(f"{chosen[0]} × {chosen[1]} is not in the matrix; it has {pairs}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that needs a broker and results on every pair, one that needs half of it on every such half."""
+    # Only our own fixtures lead to qbridge_pair: a project's own fixture named broker_url is none of our business.
+    if "qbridge_pair" not in metafunc.fixturenames:
+        return
+    if any("qbridge_pair" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")):
+        return
+    with_broker, with_results = "qbridge_broker" in metafunc.fixturenames, "qbridge_results" in metafunc.fixturenames
+    wanted_broker = metafunc.config.getoption("--qbridge-broker") if with_broker else None
+    wanted_results = metafunc.config.getoption("--qbridge-results") if with_results else None
+    pairs = dict.fromkeys(
+        (broker if with_broker else None, results if with_results else None)
+        for broker, results in PAIRS
+        if wanted_broker in {None, broker} and wanted_results in {None, results}
+    )
+    ids = ["-".join(name for name in pair if name is not None) for pair in pairs]
+    metafunc.parametrize("qbridge_pair", list(pairs), ids=ids, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def qbridge_pair(request: pytest.FixtureRequest) -> tuple[str | None, str | None]:
+    """Names of the broker and of the results that this test runs on; None for a half that it does not ask for."""
+    broker, results = request.param
+    return broker, results
+
+
+@pytest.fixture(scope="module")
+def qbridge_broker(qbridge_pair: tuple[str | None, str | None]) -> str:
     """Name of the broker that this test runs on: one of ``BROKERS``."""
-    return str(request.param)
+    return str(qbridge_pair[0])
 
 
-@pytest.fixture(scope="module", params=RESULTS)
-def qbridge_results(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module")
+def qbridge_results(qbridge_pair: tuple[str | None, str | None]) -> str:
     """Name of the result backend that this test runs on: one of ``RESULTS``."""
-    return str(request.param)
-
-
-def _depend_on(other: str, request: pytest.FixtureRequest) -> None:
-    """Make a new place when the other half of the pair changes too, if the test has one: no pair sees another's."""
-    if other in request.fixturenames:
-        request.getfixturevalue(other)
+    return str(qbridge_pair[1])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +150,6 @@ def broker_url(
     qbridge_broker: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """URL of an empty broker that only this module and pair uses: a vhost, a Redis database, a new file."""
-    _depend_on("qbridge_results", request)
     if qbridge_broker == "embedded":
         yield f"embedded://{tmp_path_factory.mktemp('broker') / 'bridge.db'}"
         return
@@ -135,8 +162,7 @@ def broker_url(
 def results_url(
     qbridge_results: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """URL of an empty result backend that only this module and pair uses: a Redis database, a database, a file."""
-    _depend_on("qbridge_broker", request)
+    """URL of an empty result backend that only this module and pair uses: a Redis database, a database, a new file."""
     if qbridge_results == "rpc":
         yield "rpc://"
         return
@@ -148,31 +174,13 @@ def results_url(
         yield url
 
 
-def _choice(item: pytest.Item) -> tuple[str | None, str | None]:
-    """The broker and the results that a collected test runs on; None where it has none."""
-    callspec = getattr(item, "callspec", None)
-    params = {} if callspec is None else callspec.params
-    return params.get("qbridge_broker"), params.get("qbridge_results")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the pairs of the matrix that were asked for, and note on each test which one it runs on."""
-    wanted_broker, wanted_results = config.getoption("--qbridge-broker"), config.getoption("--qbridge-results")
-    kept: list[pytest.Item] = []
-    deselected: list[pytest.Item] = []
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note on each test which pair it runs on, so that its reports say so (in JUnit files and from xdist too)."""
     for item in items:
-        broker, results = _choice(item)
-        if broker is not None and results is not None:
-            if (broker, results) not in PAIRS:
-                continue  # not a test: the fixtures' parameters are a full product, the matrix is not
-            item.user_properties.append((_PROPERTY, f"{broker} × {results}"))
-        # An option says nothing about tests that have no broker, or no results, of the matrix.
-        other_broker = wanted_broker is not None and broker is not None and broker != wanted_broker
-        other_results = wanted_results is not None and results is not None and results != wanted_results
-        (deselected if other_broker or other_results else kept).append(item)
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
-    items[:] = kept
+        callspec = getattr(item, "callspec", None)
+        pair = None if callspec is None else callspec.params.get("qbridge_pair")
+        if pair is not None and None not in pair:
+            item.user_properties.append((_PROPERTY, " × ".join(pair)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from qbridge.testing.servers import SERVERS, ServerFailed, ServerMissing, install, obtain
+from qbridge.testing.servers import SERVERS, ServerFailed, ServerMissing, obtain
+from qbridge.testing.servers.install import install
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

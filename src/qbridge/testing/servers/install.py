@@ -148,7 +148,8 @@ def compose_url(server: str) -> str | None:
             timeout=600,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"qbridge.testing: docker compose did not start {server}: {error.stderr}", file=sys.stderr)
+        detail = error.stderr if isinstance(error.stderr, str) else error
+        print(f"qbridge.testing: docker compose did not start {server}: {detail}", file=sys.stderr)
         return None
     if server == "rabbitmq":
         os.environ.setdefault("QBRIDGE_TEST_RABBITMQ_MANAGEMENT_URL", COMPOSE_MANAGEMENT_URL)
