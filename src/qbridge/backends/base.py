@@ -8,13 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import timedelta
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-__all__ = ["Broker", "BrokerCapabilities", "Finding", "ResultBackend", "ResultCapabilities", "Room"]
+from qbridge.backends.urls import mask_url
+from qbridge.exceptions import ConfigurationError
+
+__all__ = [
+    "Broker",
+    "BrokerCapabilities",
+    "Finding",
+    "Priority",
+    "ResultBackend",
+    "ResultCapabilities",
+    "Room",
+    "Seconds",
+    "need_driver",
+]
 
 Level = Literal["ok", "info", "warning", "error"]
+Priority = Literal["low", "normal", "high"]
+
+
+def _seconds(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+"""A duration above zero: seconds or a ``timedelta`` going in, seconds held."""
+
+
+def need_driver(module: str, extra: str, what: str) -> None:
+    """Say at configuration time that an optional driver is missing, without importing it.
+
+    Args:
+        module: top-level name of the driver, such as ``"psycopg"``.
+        extra: qbridge's extra that brings it.
+        what: what needs it, for the message.
+
+    Raises:
+        ConfigurationError: if it is not installed, naming the exact extra.
+    """
+    if find_spec(module) is None:
+        raise ConfigurationError(f"{what} needs {module}, which is not installed", f'pip install "qbridge[{extra}]"')
 
 
 @dataclass(frozen=True)
@@ -56,16 +96,48 @@ class ResultCapabilities:
     notes: tuple[str, ...] = ()
 
 
-class Room(BaseModel):
-    """Base of all brokers and result backends: frozen, no unknown names, no input in errors."""
+class Room(BaseModel, frozen=True):
+    """Base of all brokers and result backends: frozen, no unknown names, no input in errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+    Raises:
+        ConfigurationError: if a field is unknown (with a did-you-mean), wrong, or contradicts another.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    """The URL schemes that mean this service."""
 
     kind: str
 
+    if not TYPE_CHECKING:  # type checkers see the fields, or the __init__ that a room spells out
+
+        def __init__(self, /, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise _as_configuration_error(type(self), error) from None
+
+        # pydantic's own mark for "validate nested models without calling __init__": a room inside another model then
+        # reports its faults with their path, as if this method were not here.
+        __init__.__pydantic_base_init__ = True
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Read a URL as kombu, Celery or SQLAlchemy would read it.
+
+        Raises:
+            ConfigurationError: if it cannot be read or says what nothing reads; the message never shows a password.
+        """
+        raise NotImplementedError  # every room says its own
+
+    def celery_url(self) -> str:
+        """The URL for Celery's ``broker_url`` or ``result_backend``: may hold the password, never print it."""
+        raise NotImplementedError  # every room says its own
+
     def safe_url(self) -> str:
         """The URL with the password replaced by ``**``: for messages, logs and tables."""
-        raise NotImplementedError  # every room says its own
+        return mask_url(self.celery_url())
 
     def celery_settings(self) -> dict[str, Any]:
         """The Celery settings that this choice means under ``defaults="safe"``: name to value, secrets included."""
@@ -76,10 +148,30 @@ class Room(BaseModel):
         raise NotImplementedError  # every room says its own
 
 
-class Broker(Room):
+def _as_configuration_error(room: type[Room], error: ValidationError) -> ConfigurationError:
+    """Turn pydantic's report into one sentence per fault, without the input (it may hold a password)."""
+    faults, todo = [], f"Read the documentation of {room.__name__} for what each field takes."
+    for fault in error.errors(include_input=False, include_url=False):
+        where = ".".join(str(step) for step in fault["loc"])
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigurationError):
+            if error.error_count() == 1:
+                return cause
+            faults.append(str(cause))
+        elif fault["type"] == "extra_forbidden":
+            near = get_close_matches(str(fault["loc"][-1]), list(room.model_fields), n=1)
+            faults.append(f"{where}: no such field" + (f" (did you mean {near[0]}?)" if near else ""))
+            todo = f"Its fields are {', '.join(room.model_fields)}."
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{where}: {message}" if where else message)
+    return ConfigurationError(f"{room.__name__}: {'; '.join(faults)}", todo)
+
+
+class Broker(Room, frozen=True):
     """A message broker."""
 
-    publish_timeout: float = 10.0
+    publish_timeout: Seconds = 10.0
     """Seconds that a send may take in all, retries included, before ``BrokerUnavailable``."""
 
     @property
@@ -87,11 +179,24 @@ class Broker(Room):
         """What this broker, configured like this, can do."""
         raise NotImplementedError  # every room says its own
 
-    def celery_priority(self, level: Literal["low", "normal", "high"]) -> int | None:
+    def celery_priority(
+        self,
+        level: Priority,
+        *,
+        queue_type: str | None = None,
+        max_priority: int | None = None,
+        server_version: tuple[int, ...] | None = None,
+    ) -> int | None:
         """The AMQP priority number that stands for ``level``, or None to send none.
 
+        Args:
+            level: ``"low"``, ``"normal"`` or ``"high"``.
+            queue_type: the queue's own type, where it differs from the broker's.
+            max_priority: ``max_priority`` of a classic queue, if it has one.
+            server_version: of the server that will take the message; None while it has not been asked.
+
         Raises:
-            UnsupportedFeature: if this broker has no priorities; the message names the way.
+            UnsupportedFeature: if there are no priorities here; the message names the way.
         """
         raise NotImplementedError  # every room says its own
 
@@ -104,10 +209,10 @@ class Broker(Room):
         raise NotImplementedError  # every room says its own
 
 
-class ResultBackend(Room):
+class ResultBackend(Room, frozen=True):
     """A place where results are kept."""
 
-    timeout: float = 60.0
+    timeout: Seconds = 60.0
     """Seconds that ``TaskResult.get()`` waits where the caller names no timeout."""
 
     @property

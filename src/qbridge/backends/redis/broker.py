@@ -1,0 +1,178 @@
+"""How does Redis want to be spoken to as a broker? Its model, and the Celery settings it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import SecretStr
+
+from qbridge.backends.base import Broker, BrokerCapabilities, Finding, Priority, Seconds
+from qbridge.backends.redis.server import HEALTH_CHECK_INTERVAL, RedisServer, Sentinel, keepalive_options
+from qbridge.backends.tls import TLS
+
+__all__ = ["RedisBroker"]
+
+
+class RedisBroker(RedisServer, Broker, frozen=True):
+    """Redis (or Valkey) as the broker: one server or a Sentinel group, not a Redis Cluster.
+
+    Args:
+        host: name or address of the server.
+        port: of the server.
+        db: number of the database.
+        username: ACL account; None: the default user.
+        password: of the account.
+        tls: True, False or a ``TLS`` model.
+        unix_socket: path of a socket, instead of host and port.
+        sentinel: the Sentinels that know the master, instead of host and port.
+        key_prefix: put before every key, so that several applications can share a database.
+        connect_timeout: seconds for one attempt to connect.
+        publish_timeout: seconds that a send may take in all.
+        lease: seconds without a heartbeat after which another worker takes a task over. Not in force yet: until
+            leases are, ``visibility_timeout`` decides, and nothing reads this field.
+        visibility_timeout: seconds after which a message that no worker has acknowledged is delivered again. This is
+            how long the tasks of a worker that was killed wait (one that shuts down, or loses a child, gives them back
+            at once), and the longest that a task may run, or be held for a countdown, without running twice.
+    """
+
+    kind: Literal["redis"] = "redis"
+    lease: Seconds = 30.0
+    # Twelve hours where Celery has one. Too long delays the tasks of a killed worker, which shows, and loses nothing.
+    # Too short runs every longer task again while it is still running, and again, in silence.
+    visibility_timeout: Seconds = 12 * 3600.0
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            kind: Literal["redis"] = "redis",
+            host: str = "localhost",
+            port: int = 6379,
+            db: int = 0,
+            username: str | None = None,
+            password: str | SecretStr | None = None,
+            tls: TLS | bool | None = None,
+            unix_socket: str | None = None,
+            sentinel: Sentinel | None = None,
+            key_prefix: str = "",
+            connect_timeout: float | timedelta = 5.0,
+            publish_timeout: float | timedelta = 10.0,
+            lease: float | timedelta = 30.0,
+            visibility_timeout: float | timedelta = 43200.0,
+        ) -> None: ...
+
+    @property
+    def socket_timeout(self) -> float:
+        """Seconds to wait for one answer: a third of ``publish_timeout``, between 2 and 15.
+
+        The lower bound is kombu's: a worker's blocking pop is answered after up to one second.
+        """
+        return min(15.0, max(2.0, self.publish_timeout / 3))
+
+    def celery_settings(self) -> dict[str, Any]:
+        """The bounded way to use Redis as a broker."""
+        return {
+            **self.minimal_celery_settings(),
+            "broker_connection_timeout": min(self.connect_timeout, self.publish_timeout),
+            "broker_connection_retry": True,
+            # A worker that starts before its broker waits for it, for ever: the supervisor decides when to give up.
+            "broker_connection_retry_on_startup": True,
+            "broker_connection_max_retries": None,
+            "broker_channel_error_retry": True,
+            "broker_pool_limit": 10,
+            # Celery waits for ever for a free connection of the pool.
+            "broker_pool_acquire_timeout": self.publish_timeout,
+            "broker_transport_options": self._transport_options(),
+            "task_publish_retry": True,
+            "task_publish_retry_policy": publish_retry_policy(self.publish_timeout),
+        }
+
+    def minimal_celery_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"broker_url": self.celery_url()}
+        if self.sentinel is not None:
+            settings |= {
+                name: value
+                for name, value in (
+                    ("broker_user", self.username),
+                    ("broker_password", self.password.get_secret_value() if self.password else None),
+                )
+                if value is not None
+            }
+        if self.tls is not None:
+            settings["broker_use_ssl"] = self.ssl_options()
+        options = self.sentinel_options(self.socket_timeout)
+        if self.key_prefix:
+            options["global_keyprefix"] = self.key_prefix
+        if "visibility_timeout" in self.model_fields_set:
+            options["visibility_timeout"] = self.visibility_timeout
+        if "connect_timeout" in self.model_fields_set:
+            options["socket_connect_timeout"] = self.connect_timeout
+        if options:
+            settings["broker_transport_options"] = options
+        return settings
+
+    def _transport_options(self) -> dict[str, Any]:
+        options = {
+            # kombu's default for both is None: a Redis that accepts and does not answer blocks a send for ever.
+            "socket_timeout": self.socket_timeout,
+            "socket_connect_timeout": min(self.connect_timeout, self.socket_timeout),
+            "socket_keepalive": True,
+            "socket_keepalive_options": keepalive_options(),
+            "health_check_interval": HEALTH_CHECK_INTERVAL,
+            # True repeats a command whose answer did not come: the message may then be queued twice.
+            "retry_on_timeout": False,
+            # The only place where it is read; Celery knows no setting of this name.
+            "visibility_timeout": self.visibility_timeout,
+            # Look for messages of dead workers every 10 s; kombu's default is every tenth time, about 100 s.
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            # One bucket per level: kombu names the list of a queue after it for step 0 and adds the step otherwise.
+            "priority_steps": [0, 3, 6, 9],
+            "queue_order_strategy": "round_robin",
+            **publish_retry_policy(self.publish_timeout),
+            **self.sentinel_options(self.socket_timeout),
+        }
+        if self.key_prefix:
+            options["global_keyprefix"] = self.key_prefix
+        return options
+
+    @property
+    def capabilities(self) -> BrokerCapabilities:
+        return BrokerCapabilities(
+            priorities="three levels",
+            native_delays=False,
+            publisher_confirms=True,
+            rpc_results=False,
+            notes=(
+                "the tasks of a killed worker wait for visibility_timeout",
+                "a task that runs, or waits for its countdown, longer than visibility_timeout runs twice",
+            ),
+        )
+
+    def celery_priority(
+        self,
+        level: Priority,
+        *,
+        queue_type: str | None = None,
+        max_priority: int | None = None,
+        server_version: tuple[int, ...] | None = None,
+    ) -> int | None:
+        """The priority number of ``level``: qbridge's transport takes the lists in the order 9, 0, 3, 6.
+
+        Normal is kombu's 0, the plain list named after the queue: there lie the messages of peers that know no
+        priorities. (kombu alone would take 0 first, and high last.)
+        """
+        return {"low": 3, "normal": None, "high": 9}[level]
+
+    def check(self, queues: Sequence[Any] = ()) -> Iterable[Finding]:
+        from qbridge.backends.redis.check import check_broker  # opens connections: not needed to configure
+
+        return check_broker(self)
+
+
+def publish_retry_policy(total: float) -> dict[str, Any]:
+    """kombu's retries of one publish, such that the waits between them stay a small part of ``total`` seconds."""
+    return {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": min(1.0, total / 10)}
