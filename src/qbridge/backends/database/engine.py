@@ -1,0 +1,213 @@
+"""One pooled engine per process: connected late, shared by threads, left alone by forked children, never stuck.
+
+Celery's own ``SessionManager`` makes an engine and a connection per operation outside billiard's children, and alters
+tables when it is first used. Nothing of it runs here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.pool import QueuePool
+
+__all__ = ["Guard", "PooledEngine"]
+
+
+class Guard:
+    """Ends database calls that a server never answers, by shutting down the connection's socket.
+
+    Drivers such as psycopg have no timeout of their own once connected, and a frozen server does not enforce its
+    own. The driver then reports a lost connection, as for any other.
+
+    Args:
+        seconds: how long one use of a connection may take.
+    """
+
+    _idle = 5.0
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._watched: OrderedDict[int, tuple[float, int]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, connection: Any, *_: Any) -> None:
+        """Begin to watch a driver's connection; one without a file descriptor is not watched."""
+        try:
+            descriptor = connection.fileno()
+        except Exception:  # noqa: BLE001
+            # No such method, or closed already: each driver says it in its own way.
+            return
+        with self._changed:
+            if not self._watched:
+                self._changed.notify()
+            self._watched[id(connection)] = (time.monotonic() + self.seconds, descriptor)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="qbridge-database-guard", daemon=True)
+                self._thread.start()
+
+    def release(self, connection: Any, *_: Any) -> None:
+        """End to watch it."""
+        with self._changed:
+            self._watched.pop(id(connection), None)
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                if not self._watched:
+                    if not self._changed.wait(self._idle) and not self._watched:
+                        self._thread = None
+                        return
+                    continue
+                # All have the same bound, so the first is the oldest.
+                key, (end, descriptor) = next(iter(self._watched.items()))
+                left = end - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                del self._watched[key]
+                # A duplicate, because closing a socket object would close the driver's descriptor.
+                with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
+                    line.shutdown(socket.SHUT_RDWR)
+
+
+class PooledEngine:
+    """The engine of one backend in this process.
+
+    Args:
+        url: SQLAlchemy URL.
+        options: ``database_engine_options``: keywords of ``create_engine``.
+        callback: called with each new engine (``database_engine_callback``), or None.
+        connect_timeout: seconds that connecting may take.
+        operation_timeout: seconds that one read or write may take.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: Mapping[str, Any],
+        callback: Callable[[Engine], Any] | None = None,
+        *,
+        connect_timeout: float = 5.0,
+        operation_timeout: float = 10.0,
+    ) -> None:
+        self._url = url
+        self._options = dict(options)
+        self._callback = callback
+        self._connect_timeout = connect_timeout
+        self._operation_timeout = operation_timeout
+        self._inherited: list[Any] = []
+        self._engine: Engine | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def get(self) -> Engine:
+        """The engine; made at first use in this process."""
+        if self._pid != os.getpid():
+            # A forked child. The parent's connections are not ours to close, nor to let the garbage collector close.
+            if self._engine is not None:
+                self._inherited.append((self._engine, self._engine.pool))
+            self._engine = None
+            self._start()
+        engine = self._engine
+        if engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = self._make()
+                engine = self._engine
+        return engine
+
+    def close(self) -> None:
+        """Close all pooled connections; a later use opens new ones."""
+        if self._pid == os.getpid() and self._engine is not None:
+            with self._lock:
+                engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.dispose()
+
+    def _make(self) -> Engine:
+        url = make_url(self._url)
+        engine = create_engine(url, **self._arguments(url))
+        guard = Guard(self._operation_timeout)
+        if url.get_backend_name() == "sqlite":
+            _make_folder(url)
+            event.listen(engine, "connect", self._prepare_sqlite)
+        else:
+            event.listen(engine, "checkout", guard.watch)
+            event.listen(engine, "checkin", guard.release)
+            # An invalidated connection is checked in as None.
+            event.listen(engine, "invalidate", guard.release)
+            event.listen(engine, "close", guard.release)
+        if self._callback is not None:
+            self._callback(engine)
+        return engine
+
+    def _arguments(self, url: URL) -> dict[str, Any]:
+        arguments = dict(self._options)
+        # A dead connection is noticed when it is used, and the operation is repeated on a new one: that costs nothing
+        # while all is well, and unlike a ping it is bounded.
+        arguments.pop("pool_pre_ping", None)
+        # Each operation is one statement. Nothing is left open, and no round trips go to BEGIN and COMMIT.
+        arguments.setdefault("isolation_level", "AUTOCOMMIT")
+        # Errors show the statement, never the values: those are the results.
+        arguments.setdefault("hide_parameters", True)
+        connect = self._connect_arguments(url)
+        connect.update(arguments.get("connect_args") or {})
+        arguments["connect_args"] = connect
+        if "poolclass" not in arguments and "pool" not in arguments:
+            arguments["poolclass"] = QueuePool
+            arguments.setdefault("pool_timeout", self._operation_timeout)
+            if _in_memory(url):
+                # Each connection would be a database of its own.
+                arguments.update(pool_size=1, max_overflow=0, pool_recycle=-1)
+        return arguments
+
+    def _connect_arguments(self, url: URL) -> dict[str, Any]:
+        seconds = max(1, round(self._connect_timeout))
+        patience = max(1, round(self._operation_timeout))
+        driver = url.get_driver_name()
+        if driver in ("psycopg", "psycopg2"):
+            return {"connect_timeout": max(2, seconds)}  # libpq takes no less
+        if driver in ("pymysql", "mysqldb", "mariadbconnector"):
+            names = ("connect_timeout", "read_timeout", "write_timeout")
+            return dict(zip(names, (seconds, patience, patience), strict=True))
+        if driver == "pg8000":
+            return {"timeout": patience}
+        if driver == "pysqlite":
+            return {"timeout": self._operation_timeout, "check_same_thread": False}
+        return {}
+
+    def _prepare_sqlite(self, connection: Any, *_: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(self._operation_timeout * 1000)}")
+        # Readers do not wait for writers. A folder that cannot hold the log (read-only, network) does without.
+        with suppress(sqlite3.OperationalError):
+            cursor.execute("PRAGMA journal_mode = WAL")
+            # In this mode a crash of a process loses nothing; a power cut may lose the last moment's results.
+            cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+
+
+def _in_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and (
+        not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    )
+
+
+def _make_folder(url: URL) -> None:
+    if _in_memory(url) or not url.database or url.database.startswith("file:"):
+        return
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)

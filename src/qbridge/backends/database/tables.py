@@ -1,0 +1,198 @@
+"""Where do results lie in a database: Celery's own two tables, as they are found there.
+
+The tables are Celery's (``celery.backends.database.models``), column by column, so that plain Celery reads what we
+write and the other way round. They are described here once more because Celery's ORM classes are process-wide: giving
+one app other table names would rename the tables of every app.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
+
+__all__ = ["EXTENDED", "Layout", "ResultTables", "missing_tables"]
+
+_PLAIN = ("task_id", "status", "result", "date_done", "traceback", "children")
+EXTENDED = ("name", "args", "kwargs", "worker", "retries", "queue", "stamps")
+"""Columns that are filled under ``result_extended`` only."""
+
+_INTEGER = sa.Integer().with_variant(sa.BigInteger, "mssql")
+
+
+class ResultTables:
+    """Celery's result tables under the names and schemas of one app.
+
+    Args:
+        names: ``database_table_names``: ``task`` and ``group`` to other names.
+        schemas: ``database_table_schemas``: the same to schemas.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None, schemas: Mapping[str, str] | None = None) -> None:
+        names, schemas = names or {}, schemas or {}
+        self.metadata = sa.MetaData()
+        schema = schemas.get("task")
+        self.task = sa.Table(
+            names.get("task") or "celery_taskmeta",
+            self.metadata,
+            sa.Column(
+                "id",
+                _INTEGER,
+                sa.Sequence("task_id_sequence", schema=schema),
+                primary_key=True,
+                autoincrement=True,
+            ),
+            sa.Column("task_id", sa.String(155), unique=True),
+            sa.Column("status", sa.String(50)),
+            sa.Column("result", sa.LargeBinary, nullable=True),
+            sa.Column("date_done", sa.DateTime, nullable=True, index=True),
+            sa.Column("traceback", sa.Text, nullable=True),
+            sa.Column("children", sa.LargeBinary, nullable=True),
+            sa.Column("name", sa.String(155), nullable=True),
+            sa.Column("args", sa.LargeBinary, nullable=True),
+            sa.Column("kwargs", sa.LargeBinary, nullable=True),
+            sa.Column("worker", sa.String(155), nullable=True),
+            sa.Column("retries", sa.Integer, nullable=True),
+            sa.Column("queue", sa.String(155), nullable=True),
+            sa.Column("stamps", sa.LargeBinary, nullable=True),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+        schema = schemas.get("group")
+        self.group = sa.Table(
+            names.get("group") or "celery_tasksetmeta",
+            self.metadata,
+            sa.Column(
+                "id",
+                _INTEGER,
+                sa.Sequence("taskset_id_sequence", schema=schema),
+                primary_key=True,
+                autoincrement=True,
+            ),
+            sa.Column("taskset_id", sa.String(155), unique=True),
+            sa.Column("result", sa.LargeBinary, nullable=True),
+            sa.Column("date_done", sa.DateTime, nullable=True, index=True),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+
+    def statements(self, dialect: Dialect) -> str:
+        """The SQL that creates both tables, for an administrator to run."""
+        made: list[Any] = []
+        for table in self.metadata.sorted_tables:
+            default = table.c.id.default
+            if dialect.supports_sequences and isinstance(default, sa.Sequence):
+                made.append(CreateSequence(default))
+            made.append(CreateTable(table))
+            made.extend(CreateIndex(index) for index in table.indexes)
+        return "\n".join(f"{str(item.compile(dialect=dialect)).strip()};" for item in made)
+
+
+def missing_tables(engine: Engine, tables: ResultTables) -> list[str]:
+    """Names of the result tables that the database does not have."""
+    inspector = sa.inspect(engine)
+    return [table.fullname for table in tables.metadata.sorted_tables if not _exists(inspector, table)]
+
+
+def _exists(inspector: Any, table: sa.Table) -> bool:
+    return bool(inspector.has_table(table.name, schema=table.schema))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables as they were found, and the statements that fit them.
+
+    Older tables lack columns (Celery 5.6 has no ``children`` and no ``stamps``); they are written without them.
+    """
+
+    columns: tuple[str, ...]
+    """Columns of the task table that are there and used."""
+
+    upsert: sa.Insert | None
+    """Stores a task in one statement unless SUCCESS is stored already; None: this database has no such statement."""
+
+    update: sa.Update
+    """The same for a row that is there."""
+
+    insert: sa.Insert
+    """The same for a row that is not there."""
+
+    upsert_group: sa.Insert | None
+
+    @classmethod
+    def find(cls, engine: Engine, tables: ResultTables, extended: bool) -> Layout:
+        """Look at the database once.
+
+        Args:
+            engine: connected to the database.
+            tables: what to look for.
+            extended: whether the columns of ``result_extended`` are used.
+        """
+        inspector = sa.inspect(engine)
+        task, group = tables.task, tables.group
+        there = {column["name"] for column in inspector.get_columns(task.name, schema=task.schema)}
+        wanted = _PLAIN + EXTENDED if extended else _PLAIN
+        columns = tuple(name for name in wanted if name in there)
+        written = [name for name in columns if name != "task_id"]
+        values: dict[str, Any] = {name: sa.bindparam(f"new_{name}", type_=task.c[name].type) for name in written}
+        key = sa.bindparam("new_task_id", type_=task.c.task_id.type)
+        if "stamps" in values:
+            values["stamps"] = sa.func.coalesce(values["stamps"], task.c.stamps)
+        dialect = engine.dialect.name
+        return cls(
+            columns=columns,
+            upsert=_upsert(dialect, task, "task_id", written, open_only=True)
+            if _is_unique(inspector, task, "task_id")
+            else None,
+            update=sa.update(task).where(task.c.task_id == key, _open(task)).values(values),
+            insert=sa.insert(task).values({name: _parameter(task, name) for name in columns}).inline(),
+            upsert_group=_upsert(dialect, group, "taskset_id", ["result", "date_done"], open_only=False)
+            if _is_unique(inspector, group, "taskset_id")
+            else None,
+        )
+
+
+def _open(task: sa.Table) -> Any:
+    # As in Celery, nothing is written over a SUCCESS: a second run of a task does not replace its result.
+    return sa.or_(task.c.status.is_(None), task.c.status != "SUCCESS")
+
+
+def _parameter(table: sa.Table, name: str) -> Any:
+    return sa.bindparam(f"new_{name}", type_=table.c[name].type)
+
+
+def _upsert(dialect: str, table: sa.Table, key: str, written: list[str], *, open_only: bool) -> Any:
+    values = {name: _parameter(table, name) for name in [key, *written]}
+    if dialect in ("postgresql", "sqlite"):
+        kind = postgresql if dialect == "postgresql" else sqlite
+        insert: Any = kind.insert(table).values(values).inline()
+        new = {name: insert.excluded[name] for name in written}
+        if "stamps" in new:
+            new["stamps"] = sa.func.coalesce(new["stamps"], table.c.stamps)
+        return insert.on_conflict_do_update(
+            index_elements=[table.c[key]], set_=new, where=_open(table) if open_only else None
+        )
+    if dialect in ("mysql", "mariadb"):
+        insert = mysql.insert(table).values(values).inline()
+        new = {name: insert.inserted[name] for name in written}
+        if "stamps" in new:
+            new["stamps"] = sa.func.coalesce(new["stamps"], table.c.stamps)
+        if open_only:
+            done = table.c.status == "SUCCESS"
+            new = {name: sa.case((done, table.c[name]), else_=value) for name, value in new.items()}
+            # Assignments happen in order and see the earlier ones: the status decides for all, so it comes last.
+            new["status"] = new.pop("status")
+        return insert.on_duplicate_key_update(list(new.items()))
+    return None
+
+
+def _is_unique(inspector: Any, table: sa.Table, column: str) -> bool:
+    where = {"table_name": table.name, "schema": table.schema}
+    if any(each["column_names"] == [column] for each in inspector.get_unique_constraints(**where)):
+        return True
+    return any(each["unique"] and each["column_names"] == [column] for each in inspector.get_indexes(**where))
