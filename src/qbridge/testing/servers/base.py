@@ -102,7 +102,7 @@ class Server(ABC):
         """Where the temporary folder is made; None: the system's temporary folder."""
         return None
 
-    def _started(self) -> None:
+    def _after_first_start(self) -> None:  # noqa: B027 - most servers need nothing
         """Do what a running server needs before its first use; called after the first start only."""
 
     # What users do.
@@ -169,7 +169,7 @@ class Server(ABC):
             remove_folder(self._folder)
             self._folder = None
             return self.start()
-        self._started()
+        self._after_first_start()
         return self
 
     def _launch(self, folder: Path) -> None:
@@ -251,7 +251,7 @@ class Server(ABC):
             remove_folder(self._folder)
             self._folder = None
 
-    def _closing(self) -> None:
+    def _closing(self) -> None:  # noqa: B027 - most servers have nothing beside them
         """End what runs beside the server; called after it has ended."""
 
     def __enter__(self) -> Self:
@@ -301,6 +301,7 @@ def run_once(command: list[str], what: str, *, env: Mapping[str, str] | None = N
             text=True,
             errors="replace",
             timeout=120,
+            check=False,
             env=None if env is None else dict(env),
             user=None if entry is None else entry.pw_uid,
             group=None if entry is None else entry.pw_gid,

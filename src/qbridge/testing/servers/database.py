@@ -132,7 +132,7 @@ class PostgreSQLServer(DatabaseServer):
         except OSError:
             return False
 
-    def _started(self) -> None:
+    def _after_first_start(self) -> None:
         from sqlalchemy import make_url
 
         # initdb makes no database for the user, and the first connection must go to one that exists.

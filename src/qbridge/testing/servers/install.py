@@ -120,9 +120,9 @@ def _all_ways(servers: list[str]) -> str:
     variables = " ".join(f"QBRIDGE_TEST_{server.upper()}_URL" for server in servers)
     return (
         f"the programs of {', '.join(servers)} are not on this machine. Three ways to have them: "
-        f"(1) install them: `sudo apt-get install {packages}` (as root on Debian and Ubuntu the test kit does it itself); "
-        f"(2) with docker: `docker compose up --detach --wait {' '.join(servers)}` in the repository, which the test kit "
-        "does itself where docker runs; "
+        f"(1) install them: `sudo apt-get install {packages}` (the test kit does it itself as root on Debian, Ubuntu); "
+        f"(2) with docker: `docker compose up --detach --wait {' '.join(servers)}` in the repository (the test kit "
+        "does it itself where docker runs); "
         f"(3) name servers that run elsewhere in {variables}"
     )
 

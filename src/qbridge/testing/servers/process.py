@@ -68,7 +68,7 @@ class _Guardian:
                 self._owner = os.getpid()
                 atexit.register(self._end, os.getpid())
             stdin = self._process.stdin
-            assert stdin is not None  # noqa: S101 - Popen was given PIPE
+            assert stdin is not None  # Popen was given PIPE
             with suppress(BrokenPipeError):
                 stdin.write(f"{order} {subject}\n".encode())
                 stdin.flush()

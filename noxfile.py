@@ -1,0 +1,274 @@
+"""The one way to run anything: lint, typing, tests, services, acceptance, docs, wheel, demo, bench.
+
+``nox`` runs what CI runs. ``nox -l`` lists the sessions; ``nox -s unit -- -k retry`` hands words to pytest.
+The last line is the number of tests of all sessions, ``N passed, M failed``; a session that fails without a failed
+test counts as one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+# The cheap ones first: a wrong line shows within seconds, a wrong promise within minutes.
+nox.options.sessions = ["lint", "typing", "unit", "contract", "integration", "acceptance", "docs", "wheel", "demo"]
+
+ROOT = Path(__file__).parent
+GROUPS = nox.project.load_toml(ROOT / "pyproject.toml")
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+JUNIT = ROOT / ".nox" / "junit"
+
+BROKERS = ["rabbitmq", "redis", "embedded"]
+RESULTS = ["rpc", "redis", "postgresql", "sqlite"]
+# MariaDB once: to us it differs from PostgreSQL by its driver only.
+PAIRS = [(broker, results) for broker in BROKERS for results in RESULTS] + [("rabbitmq", "mariadb")]
+
+
+# The sum of all sessions.
+
+_reports: list[Path] = []
+_failed_without_report: list[str] = []
+
+
+def session(
+    **options: object,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``nox.session`` that remembers failures, for the last line."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(session: nox.Session, *args: object, **kwargs: object) -> None:
+            before = _counts()["failed"]
+            try:
+                function(session, *args, **kwargs)
+            except BaseException as error:
+                # A skipped session is not a failed one; nox has no public name for its signal.
+                if type(error).__name__ != "_SessionSkip" and _counts()["failed"] == before:
+                    _failed_without_report.append(session.name)
+                raise
+
+        return nox.session(**options)(run)  # type: ignore[call-overload,no-any-return]  # options are nox's own
+
+    return decorate
+
+
+def _counts() -> dict[str, int]:
+    """Tests of all sessions so far, from the files that pytest wrote."""
+    total = {"passed": 0, "failed": len(_failed_without_report), "skipped": 0}
+    for report in _reports:
+        if not report.exists():
+            continue
+        for suite in ET.parse(report).getroot().iter("testsuite"):
+            number = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+            total["failed"] += number["failures"] + number["errors"]
+            total["skipped"] += number["skipped"]
+            total["passed"] += number["tests"] - number["failures"] - number["errors"] - number["skipped"]
+    return total
+
+
+@atexit.register
+def _last_line() -> None:
+    if _reports or _failed_without_report:
+        total = _counts()
+        if total["skipped"]:
+            print(f"{total['skipped']} skipped", flush=True)
+        for name in _failed_without_report:
+            print(f"failed without a failed test: session {name}", flush=True)
+        print(f"{total['passed']} passed, {total['failed']} failed", flush=True)
+
+
+# What sessions share.
+
+
+def _install(session: nox.Session, *groups: str, extra: str = "all") -> None:
+    """Install the project as it lies here, and groups of tools."""
+    session.install("-e", f".[{extra}]", *nox.project.dependency_groups(GROUPS, *groups))
+
+
+def _need_servers(session: nox.Session) -> None:
+    """Install missing servers where we may; elsewhere their tests skip, and fail in CI."""
+    session.run("python", "-m", "qbridge.testing.servers", "install", success_codes=[0] if IN_CI else [0, 1])
+
+
+def _pytest(session: nox.Session, folder: str, *options: str, cwd: Path = ROOT, report: str | None = None) -> None:
+    """Run the tests of a folder; one that does not exist yet is skipped, one without tests is a failure."""
+    if not any((cwd / folder).rglob("test_*.py")):
+        session.skip(f"there are no tests in {folder} yet")
+    file = JUNIT / f"{report or session.name}.xml".replace("/", "-")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    _reports.append(file)
+    with session.chdir(cwd):
+        session.run("python", "-m", "pytest", folder, f"--junitxml={file}", *options, *session.posargs)
+
+
+# The sessions.
+
+
+@session()
+def lint(session: nox.Session) -> None:
+    """Style, formatting, floors, docstrings."""
+    _install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("interrogate", "src")
+
+
+@session()
+def typing(session: nox.Session) -> None:
+    """mypy and pyright over the sources and tests/typing, and the completeness of the public types."""
+    _install(session, "typing")
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "qbridge", "--ignoreexternal")
+
+
+@session()
+def unit(session: nox.Session) -> None:
+    """What needs no server, with branch coverage."""
+    _install(session, "test")
+    _pytest(session, "tests/unit", "--cov=qbridge", "--cov-report=term:skip-covered")
+
+
+@session()
+def contract(session: nox.Session) -> None:
+    """The contract on every pair, in one process that shares the servers; lists each pair."""
+    _install(session, "test")
+    _need_servers(session)
+    _pytest(session, "tests/contract")
+
+
+@session()
+@nox.parametrize("broker,results", PAIRS)
+def services(session: nox.Session, broker: str, results: str) -> None:
+    """The contract on one pair: nox -s "services(broker='redis', results='rpc')"."""
+    _install(session, "test")
+    _need_servers(session)
+    pair = [f"--qbridge-broker={broker}", f"--qbridge-results={results}"]
+    _pytest(session, "tests/contract", *pair, report=f"services-{broker}-{results}")
+
+
+@session()
+def integration(session: nox.Session) -> None:
+    """What only one real service has, and faults."""
+    _install(session, "test")
+    _need_servers(session)
+    _pytest(session, "tests/integration")
+
+
+@session()
+def acceptance(session: nox.Session) -> None:
+    """Real worker processes, the command line, the examples."""
+    _install(session, "test", "examples")
+    _need_servers(session)
+    _pytest(session, "tests/acceptance")
+
+
+@session()
+def docs(session: nox.Session) -> None:
+    """Build the documentation strictly, and run its samples."""
+    if not (ROOT / "mkdocs.yml").exists():
+        session.skip("there is no documentation yet")
+    _install(session, "docs", "test")
+    session.run("mkdocs", "build", "--strict", "--site-dir", str(ROOT / "site"))
+    if any((ROOT / "tests" / "docs").rglob("test_*.py")):
+        _need_servers(session)
+        _pytest(session, "tests/docs")
+
+
+@session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build, check, install into a new environment, and test what was installed."""
+    session.install(*nox.project.dependency_groups(GROUPS, "wheel", "test"))
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(dist), silent=True)
+    (archive,) = dist.glob("*.whl")
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.run("check-wheel-contents", str(archive))
+    _compare_contents(session, archive)
+    session.install(f"qbridge[all] @ {archive.as_uri()}")
+
+    # A place with the tests and without the sources: what is imported is what was installed.
+    place = Path(session.create_tmp()) / "installed"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", place)
+    shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    with session.chdir(place):
+        session.run("python", "-c", "import qbridge; assert 'site-packages' in qbridge.__file__, qbridge.__file__")
+    _pytest(session, "tests/unit", cwd=place, report="wheel-unit")
+    if any((place / "tests" / "contract").rglob("test_*.py")):
+        session.run("python", "-m", "qbridge.testing.servers", "install", "redis", "rabbitmq")
+        for broker, results in (("embedded", "sqlite"), ("rabbitmq", "redis")):
+            pair = [f"--qbridge-broker={broker}", f"--qbridge-results={results}"]
+            _pytest(session, "tests/contract", *pair, cwd=place, report=f"wheel-contract-{broker}-{results}")
+
+
+def _compare_contents(session: nox.Session, archive: Path) -> None:
+    """The wheel holds every file of the package, and nothing else."""
+    with zipfile.ZipFile(archive) as opened:
+        packed = {name for name in opened.namelist() if ".dist-info/" not in name}
+    source = ROOT / "src"
+    expected = {
+        path.relative_to(source).as_posix()
+        for path in (source / "qbridge").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    if packed != expected:
+        session.error(f"wheel and sources differ: {sorted(packed ^ expected)}")
+
+
+@session()
+def demo(session: nox.Session) -> None:
+    """The README's first command; words behind -- go to it: nox -s demo -- --broker redis://localhost."""
+    if not (ROOT / "src" / "qbridge" / "cli" / "demo.py").exists():
+        session.skip("there is no demo yet")
+    # Without any extra: `pip install qbridge` alone must run it.
+    session.install("-e", ".")
+    with session.chdir(session.create_tmp()):
+        session.run("qbridge", "demo", *session.posargs)
+
+
+@session()
+def coverage(session: nox.Session) -> None:
+    """Every test in one environment, worker processes measured too; not part of the default run."""
+    _install(session, "test", "examples")
+    _need_servers(session)
+    session.run("coverage", "erase")
+    for folder in ("unit", "contract", "integration", "acceptance"):
+        if any((ROOT / "tests" / folder).rglob("test_*.py")):
+            session.run("coverage", "run", "-m", "pytest", f"tests/{folder}", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report", "--skip-covered")
+    session.run("coverage", "html")
+
+
+@session()
+def bench(session: nox.Session) -> None:
+    """Measure the overhead over raw Celery; not a test, and not part of the default run."""
+    if not (ROOT / "bench" / "__main__.py").exists():
+        session.skip("there is no bench yet")
+    _install(session, "bench")
+    _need_servers(session)
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@session()
+def format(session: nox.Session) -> None:  # noqa: A001 - the name that people type
+    """Repair what ruff can repair; not part of the default run."""
+    session.install(*nox.project.dependency_groups(GROUPS, "lint"))
+    session.run("ruff", "check", "--fix", ".", success_codes=[0, 1])
+    session.run("ruff", "format", ".")
