@@ -1,0 +1,210 @@
+"""What can be said about queues, workers and payloads?"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field, field_validator, model_validator
+
+from qbridge.config.faults import ConfigModel
+from qbridge.exceptions import ConfigurationError
+
+__all__ = ["QueueConfig", "SerializationConfig", "WorkerConfig", "check_queue_name"]
+
+PoolName = Literal["process", "thread", "solo"]
+QueueType = Literal["quorum", "classic"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: kombu's native delayed delivery owns these names on the whole virtual host.
+_DELAY_QUEUE = re.compile(r"celery_delayed_\d+")
+#: AMQP names are short strings.
+_LIMIT = 255
+
+
+def check_queue_name(name: str, *, declare: bool = True) -> str:
+    """Refuse a queue name that some broker could not carry.
+
+    Args:
+        name: the name.
+        declare: True if qbridge also names an exchange, a routing key and a dead-letter queue after it.
+
+    Returns:
+        The name.
+
+    Raises:
+        ConfigurationError: if the name is empty, too long, reserved, or has characters that get lost on the way.
+    """
+    if not name or name != name.strip():
+        raise ConfigurationError("a queue name is empty or has spaces around it", "write a name such as 'reports'")
+    if _CONTROL.search(name) or not name.isprintable():
+        raise ConfigurationError("a queue name has unprintable characters", "write a name such as 'reports'")
+    if "," in name:
+        raise ConfigurationError(
+            f"the queue name {name!r} has a comma, where `--queues` takes names apart", "write '-' or '.' instead"
+        )
+    if name.startswith("amq."):
+        raise ConfigurationError(f"the queue name {name!r} starts with 'amq.', reserved by RabbitMQ", "write another")
+    if _DELAY_QUEUE.fullmatch(name):
+        raise ConfigurationError(f"the queue name {name!r} belongs to RabbitMQ's delayed delivery", "write another")
+    # Ours are wrapped in an exchange name and percent-encoded into a routing key; queues of others are only named.
+    spelt = max(len(f"qbridge.{name}".encode()), len(quote(name, safe="").encode())) if declare else len(name.encode())
+    if spelt > _LIMIT:
+        raise ConfigurationError(
+            f"a queue name of {len(name.encode())} bytes is too long for AMQP, whose names have at most {_LIMIT} bytes",
+            "write a shorter one (characters other than letters, digits, '_', '-', '~' and '.' count three times)",
+        )
+    return name
+
+
+class QueueConfig(ConfigModel):
+    """A queue that the bridge sends to or consumes.
+
+    Args:
+        name: its name on the broker.
+        type: ``"quorum"`` or ``"classic"``; None: what the broker's ``queue_type`` says. RabbitMQ only.
+        declare: False for a queue of another system: it is used as it is, never declared.
+        max_priority: RabbitMQ classic queues only: how many priority levels the queue is declared with.
+    """
+
+    name: str
+    """Name of the queue on the broker."""
+    type: QueueType | None = None
+    """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`."""
+    declare: bool = True
+    """False for a queue of another system: used as it is, never declared."""
+    max_priority: Annotated[int, Field(ge=1, le=255)] | None = None
+    """RabbitMQ classic queues only: levels of priority that the queue is declared with.
+    A queue that exists cannot change it."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            type: QueueType | None = None,  # noqa: A002 - the field's name
+            declare: bool = True,
+            max_priority: int | None = None,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, *name: str, **values: Any) -> None:
+            if len(name) > 1 or (name and "name" in values):
+                raise TypeError("QueueConfig takes one name, the rest by keyword: QueueConfig('a', declare=False)")
+            super().__init__(**({"name": name[0]} if name else {}), **values)
+
+        __init__.__pydantic_base_init__ = True  # see ConfigModel
+
+    @model_validator(mode="after")
+    def _name_fits(self) -> QueueConfig:
+        check_queue_name(self.name, declare=self.declare)
+        if self.max_priority is not None and self.type == "quorum":
+            raise ConfigurationError(
+                f"queue {self.name!r} is a quorum queue with max_priority, which RabbitMQ refuses",
+                "write type='classic', or leave max_priority out",
+            )
+        if self.max_priority is not None and not self.declare:
+            raise ConfigurationError(
+                f"queue {self.name!r} has max_priority but declare=False: its owner decides on its arguments",
+                "leave max_priority out",
+            )
+        return self
+
+
+class WorkerConfig(ConfigModel):
+    """What a worker is: its pool, its size, and when it gives up.
+
+    Args:
+        pool: how tasks run beside one another.
+        concurrency: tasks at a time; None: one per core.
+        prefetch: messages taken in advance per slot.
+        max_redeliveries: crashes of a worker that one message survives.
+        shutdown_timeout: seconds that running tasks get when the worker is told to stop.
+        max_tasks_per_child: tasks after which a process of the pool is replaced; None: never.
+        max_memory_per_child: KiB of resident memory above which a process of the pool is replaced; None: never.
+    """
+
+    pool: PoolName = "process"
+    """How tasks run beside one another: `process` (time limits are enforced), `thread`, or `solo` (one at a time)."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Tasks that run at a time; unset: one per core."""
+    # 1: what a busy worker holds back, an idle one cannot take (Celery's 4 hoards work).
+    prefetch: Annotated[int, Field(ge=1)] = 1
+    """Messages taken in advance per slot."""
+    # 5: a deploy or an evicted container may kill a worker a few times in a row; a message that kills it each time
+    # must end somewhere.
+    max_redeliveries: Annotated[int, Field(ge=0)] = 5
+    """Crashes of a worker that one message survives before it becomes a dead letter."""
+    # 25 s: below the 30 s that container platforms wait before they kill.
+    shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 25.0
+    """Seconds that running tasks get when the worker is told to stop; set it below the platform's grace period."""
+    max_tasks_per_child: Annotated[int, Field(ge=1)] | None = None
+    """Tasks after which a process of the pool is replaced; unset: never. `process` only."""
+    max_memory_per_child: Annotated[int, Field(ge=1)] | None = None
+    """KiB of resident memory above which a process of the pool is replaced after its task; unset: never.
+    `process` only."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            pool: PoolName = "process",
+            concurrency: int | None = None,
+            prefetch: int = 1,
+            max_redeliveries: int = 5,
+            shutdown_timeout: float = 25.0,
+            max_tasks_per_child: int | None = None,
+            max_memory_per_child: int | None = None,
+        ) -> None: ...
+
+    @model_validator(mode="after")
+    def _pool_can(self) -> WorkerConfig:
+        if self.pool == "solo" and self.concurrency not in (None, 1):
+            raise ConfigurationError(
+                "pool='solo' runs one task at a time, so concurrency above 1 would be ignored",
+                "write pool='thread' or 'process', or leave concurrency out",
+            )
+        for name in ("max_tasks_per_child", "max_memory_per_child"):
+            if self.pool != "process" and getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"{name} replaces processes, and pool={self.pool!r} has none to replace",
+                    f"write pool='process', or leave {name} out",
+                )
+        return self
+
+
+class SerializationConfig(ConfigModel):
+    """How arguments and results are written down.
+
+    Args:
+        format: ``"json"`` or ``"msgpack"``.
+        max_payload_bytes: largest encoded message or result.
+    """
+
+    format: Literal["json", "msgpack"] = "json"
+    """How arguments and results are encoded; every Celery peer reads `json`. There is no pickle here."""
+    # 1 MiB: brokers keep messages in memory and copy them between nodes; what is larger belongs into a store of its
+    # own, with its key in the message.
+    max_payload_bytes: Annotated[int, Field(ge=1024, le=512 * 1024 * 1024)] = 1_048_576
+    """Largest encoded message or result, in bytes; a larger one is refused where it is made."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            format: Literal["json", "msgpack"] = "json",  # noqa: A002 - the field's name
+            max_payload_bytes: int = 1_048_576,
+        ) -> None: ...
+
+    @field_validator("format")
+    @classmethod
+    def _installed(cls, value: str) -> str:
+        if value == "msgpack" and find_spec("msgpack") is None:
+            raise ConfigurationError("msgpack is not installed", "pip install 'qbridge[msgpack]', or write 'json'")
+        return value
