@@ -17,6 +17,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import nox
+import nox.command
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -101,7 +102,26 @@ def _need_servers(session: nox.Session) -> None:
     session.run("python", "-m", "qbridge.testing.servers", "install", success_codes=[0] if IN_CI else [0, 1])
 
 
-def _pytest(session: nox.Session, folder: str, *options: str, cwd: Path = ROOT, report: str | None = None) -> None:
+def _run_all(session: nox.Session, *commands: list[str]) -> None:
+    """Run every command even if one fails: a reader wants to know all that is wrong."""
+    failed: list[str] = []
+    for command in commands:
+        try:
+            session.run(*command)
+        except nox.command.CommandFailed:
+            failed.append(command[0])
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def _pytest(
+    session: nox.Session,
+    folder: str,
+    *options: str,
+    cwd: Path = ROOT,
+    report: str | None = None,
+    runner: tuple[str, ...] = ("python", "-m", "pytest"),
+) -> None:
     """Run the tests of a folder; one that does not exist yet is skipped, one without tests is a failure."""
     if not any((cwd / folder).rglob("test_*.py")):
         session.skip(f"there are no tests in {folder} yet")
@@ -110,7 +130,7 @@ def _pytest(session: nox.Session, folder: str, *options: str, cwd: Path = ROOT, 
     file.unlink(missing_ok=True)
     _reports.append(file)
     with session.chdir(cwd):
-        session.run("python", "-m", "pytest", folder, f"--junitxml={file}", *options, *session.posargs)
+        session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
 # The sessions.
@@ -120,26 +140,37 @@ def _pytest(session: nox.Session, folder: str, *options: str, cwd: Path = ROOT, 
 def lint(session: nox.Session) -> None:
     """Style, formatting, floors, docstrings."""
     _install(session, "lint")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports")
-    session.run("interrogate", "src")
+    _run_all(
+        session,
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["lint-imports", "--no-logo"],
+        ["interrogate", "src"],
+    )
 
 
 @session()
 def typing(session: nox.Session) -> None:
     """mypy and pyright over the sources and tests/typing, and the completeness of the public types."""
     _install(session, "typing")
-    session.run("mypy")
-    session.run("pyright")
-    session.run("pyright", "--verifytypes", "qbridge", "--ignoreexternal")
+    expected = ["tests/typing"] if (ROOT / "tests" / "typing").exists() else []
+    _run_all(
+        session,
+        ["mypy", "src", *expected],
+        ["pyright"],
+        ["pyright", "--verifytypes", "qbridge", "--ignoreexternal"],
+    )
 
 
 @session()
 def unit(session: nox.Session) -> None:
     """What needs no server, with branch coverage."""
     _install(session, "test")
-    _pytest(session, "tests/unit", "--cov=qbridge", "--cov-report=term:skip-covered")
+    session.run("coverage", "erase")
+    # Not by pytest-cov: pytest imports our plugin before any other plugin could begin to measure.
+    _pytest(session, "tests/unit", runner=("coverage", "run", "-m", "pytest"))
+    session.run("coverage", "combine", silent=True)
+    session.run("coverage", "report", "--skip-covered")
 
 
 @session()

@@ -25,7 +25,7 @@ class DatabaseServer(Server):
 
     def __init__(self) -> None:
         super().__init__()
-        self.port = 0
+        self.port: int = 0
 
     def _choose_ports(self) -> None:
         (self.port,) = free_ports(1)

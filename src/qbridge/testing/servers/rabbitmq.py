@@ -50,7 +50,10 @@ class RabbitMQServer(Server):
         root: Path | str | None = None,
     ) -> None:
         super().__init__()
-        self.port = self.tls_port = self.management_port = self._dist_port = self._epmd_port = 0
+        self.port: int = 0
+        self.tls_port: int = 0
+        self.management_port: int = 0
+        self._dist_port = self._epmd_port = 0
         self.ca: ThrowawayCA | None = None
         self._tls = tls
         self._plugins = ("rabbitmq_management", *plugins)

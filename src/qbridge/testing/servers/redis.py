@@ -47,7 +47,7 @@ class RedisServer(Server):
         settings: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.port = 0
+        self.port: int = 0
         self.ca: ThrowawayCA | None = None
         self._requirepass = requirepass
         self._users = tuple(users)
@@ -156,8 +156,9 @@ class RedisServer(Server):
             Its URL. On a server given by URL the numbers come round again after 15.
         """
         with self.client() as client:
-            # redis-py types the answer for its sync and async clients at once.
-            limit = int(dict(client.config_get("databases"))["databases"])
+            # redis-py types answers for its sync and async clients at once.
+            answer: Any = client.config_get("databases")
+        limit = int(answer["databases"])
         self._next_database = self._next_database % (limit - 1) + 1
         parts = urlsplit(self.url)
         url = urlunsplit(parts._replace(path=f"/{self._next_database}"))

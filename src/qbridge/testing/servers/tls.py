@@ -18,9 +18,9 @@ class ThrowawayCA:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder: Path = folder
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self.certificate = folder / "ca.pem"
+        self.certificate: Path = folder / "ca.pem"
         self._key = folder / "ca.key"
         self._openssl = program("openssl")
         run_once(
