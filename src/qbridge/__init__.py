@@ -1,5 +1,99 @@
-"""qbridge: a typed facade over Celery."""
+"""qbridge: a typed facade over Celery.
+
+The public names, loaded when first used: importing the package opens nothing and pulls in no driver.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qbridge.backends.database import DatabaseResults as DatabaseResults
+    from qbridge.backends.embedded import EmbeddedBroker as EmbeddedBroker
+    from qbridge.backends.none import NoResults as NoResults
+    from qbridge.backends.rabbitmq import RabbitMQBroker as RabbitMQBroker
+    from qbridge.backends.redis import RedisBroker as RedisBroker
+    from qbridge.backends.redis import RedisResults as RedisResults
+    from qbridge.backends.rpc import RpcResults as RpcResults
+    from qbridge.bridge import Bridge as Bridge
+    from qbridge.config import BridgeConfig as BridgeConfig
+    from qbridge.config import QueueConfig as QueueConfig
+    from qbridge.config import SerializationConfig as SerializationConfig
+    from qbridge.config import WorkerConfig as WorkerConfig
+    from qbridge.context import Progress as Progress
+    from qbridge.context import TaskContext as TaskContext
+    from qbridge.exceptions import ArgumentsError as ArgumentsError
+    from qbridge.exceptions import BatchError as BatchError
+    from qbridge.exceptions import BrokerUnavailable as BrokerUnavailable
+    from qbridge.exceptions import ConfigurationError as ConfigurationError
+    from qbridge.exceptions import DuplicateTaskError as DuplicateTaskError
+    from qbridge.exceptions import PayloadError as PayloadError
+    from qbridge.exceptions import QBridgeError as QBridgeError
+    from qbridge.exceptions import ResultsUnavailable as ResultsUnavailable
+    from qbridge.exceptions import ResultTimeout as ResultTimeout
+    from qbridge.exceptions import ResultUnknown as ResultUnknown
+    from qbridge.exceptions import TaskFailed as TaskFailed
+    from qbridge.exceptions import TaskRevoked as TaskRevoked
+    from qbridge.exceptions import UnknownQueueError as UnknownQueueError
+    from qbridge.exceptions import UnsupportedFeature as UnsupportedFeature
+    from qbridge.report import Report as Report
+    from qbridge.result import TaskResult as TaskResult
+    from qbridge.retry import Retry as Retry
+    from qbridge.task import AsyncTask as AsyncTask
+    from qbridge.task import Task as Task
+    from qbridge.task import TaskSet as TaskSet
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ArgumentsError": "exceptions",
+    "AsyncTask": "task",
+    "BatchError": "exceptions",
+    "Bridge": "bridge",
+    "BridgeConfig": "config",
+    "BrokerUnavailable": "exceptions",
+    "ConfigurationError": "exceptions",
+    "DatabaseResults": "backends.database",
+    "DuplicateTaskError": "exceptions",
+    "EmbeddedBroker": "backends.embedded",
+    "NoResults": "backends.none",
+    "PayloadError": "exceptions",
+    "Progress": "context",
+    "QBridgeError": "exceptions",
+    "QueueConfig": "config",
+    "RabbitMQBroker": "backends.rabbitmq",
+    "RedisBroker": "backends.redis",
+    "RedisResults": "backends.redis",
+    "Report": "report",
+    "ResultTimeout": "exceptions",
+    "ResultUnknown": "exceptions",
+    "ResultsUnavailable": "exceptions",
+    "Retry": "retry",
+    "RpcResults": "backends.rpc",
+    "SerializationConfig": "config",
+    "Task": "task",
+    "TaskContext": "context",
+    "TaskFailed": "exceptions",
+    "TaskResult": "result",
+    "TaskRevoked": "exceptions",
+    "TaskSet": "task",
+    "UnknownQueueError": "exceptions",
+    "UnsupportedFeature": "exceptions",
+    "WorkerConfig": "config",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - names of a literal mapping
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'qbridge' has no attribute {name!r}")
+    value = getattr(import_module(f"qbridge.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

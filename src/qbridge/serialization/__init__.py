@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qbridge.serialization.signature import Signature
+from qbridge.serialization.signature import Signature, result_decoder
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "result_decoder"]

@@ -20,7 +20,7 @@ from qbridge.exceptions import ArgumentsError, ConfigurationError, PayloadError
 from qbridge.serialization.kombu_types import has_kombu_types, revive
 from qbridge.serialization.schema import Fields
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "result_decoder"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _RESULT = "return"
@@ -241,3 +241,21 @@ def _without_context(parameters: list[inspect.Parameter], task: str) -> list[ins
             "Write def task(ctx: TaskContext, ...).",
         )
     return parameters[1:]
+
+
+def result_decoder(annotation: Any) -> Callable[[Any], Any]:
+    """Return a function that reads stored results as ``annotation``, for ids whose task is not at hand.
+
+    Raises:
+        ConfigurationError: if the annotation cannot cross the wire.
+        PayloadError: from the returned function, if a stored result does not fit.
+    """
+    fields = Fields("result()", {_RESULT: annotation})
+
+    def decode(value: Any) -> Any:
+        try:
+            return fields.read({_RESULT: value}, strict=True)[_RESULT]
+        except ValidationError as error:
+            raise PayloadError(f"the stored result does not fit {annotation!r}: {_told(fields.faults(error))}") from None
+
+    return decode

@@ -1,0 +1,471 @@
+"""What users hold: the bridge between typed tasks and a Celery app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import difflib
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from uuid import uuid4
+
+from qbridge.batch import send_batch
+from qbridge.celery_app import BridgeCelery
+from qbridge.celery_settings import app_settings, known_queues, kombu_queue, task_attributes
+from qbridge.celery_task import TypedTask
+from qbridge.config import BridgeConfig, QueueConfig
+from qbridge.exceptions import ConfigurationError, UnknownQueueError
+from qbridge.options import SendOptions, checked_send_options
+from qbridge.readers import EagerReader, HubReader, NoReader
+from qbridge.report import Report
+from qbridge.result import ResultReader, TaskResult
+from qbridge.sending import Attempts
+from qbridge.serialization import result_decoder
+from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
+
+__all__ = ["Bridge"]
+
+R = TypeVar("R")
+
+_SENDING_THREADS = 8
+
+
+class Bridge(Declares):
+    """Typed tasks on one broker with one result backend.
+
+    Construction reads the configuration and opens nothing; connections begin with the first send, get, check or
+    worker. Several bridges in one process share neither pools nor tasks nor settings. Safe in threads and after fork.
+
+    Args:
+        config: None: from ``QBRIDGE_*`` variables, ``.env``, ``qbridge.toml`` and ``[tool.qbridge]``.
+
+    Raises:
+        ConfigurationError: if the configuration cannot work.
+    """
+
+    def __init__(self, config: BridgeConfig | None = None) -> None:
+        self._config = BridgeConfig() if config is None else config
+        self._tasks: dict[str, Task[Any, Any]] = {}
+        self._celery_tasks: dict[str, TypedTask] = {}
+        self._lock = threading.RLock()
+        self._app: BridgeCelery | None = None
+        self._reader: HubReader | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._warned = False
+        self._closed = False
+        _bridges.add(self)
+
+    # -- what it is made of
+
+    @property
+    def config(self) -> BridgeConfig:
+        """The configuration; frozen."""
+        return self._config
+
+    @property
+    def tasks(self) -> Mapping[str, Task[Any, Any]]:
+        """Declared tasks by name, remote ones included."""
+        return dict(self._tasks)
+
+    @property
+    def celery(self) -> BridgeCelery:
+        """The Celery app underneath: ``celery -A proj.tasks worker``, Flower, beat and Sentry work with it."""
+        with self._lock:
+            if self._app is None:
+                self._app = self._make_app()
+            return self._app
+
+    def _make_app(self) -> BridgeCelery:
+        config = self._config
+        safe = config.defaults == "safe"
+        settings = app_settings(config)
+        app = BridgeCelery(
+            config.name,
+            changes=settings,
+            bridge_options={
+                "safe": safe,
+                "max_payload_bytes": config.serialization.max_payload_bytes,
+                "confirm_timeout": config.broker.publish_timeout if safe else None,
+                "make_queues": self._kombu_queues if safe or self._names_queues() else None,
+            },
+        )
+        for definition in [task.definition for task in self._tasks.values()]:
+            self._attach(app, definition)
+        return app
+
+    def _names_queues(self) -> bool:
+        return bool(self._config.queues) or any(task.definition.queue for task in self._tasks.values())
+
+    # -- queues
+
+    def _queue_configs(self, default: str | None = None) -> dict[str, QueueConfig]:
+        named = [QueueConfig(task.definition.queue) for task in self._tasks.values() if task.definition.queue]
+        return known_queues(self._config, [QueueConfig(default or self._config.default_queue), *named])
+
+    def _kombu_queues(self, default: str) -> tuple[list[Any], list[str]]:
+        queues = self._queue_configs(default)
+        ours = {task.definition.queue or default for task in self._tasks.values() if not task.definition.remote}
+        remote = {task.definition.queue for task in self._tasks.values() if task.definition.remote}
+        configured = {queue.name for queue in self._config.queues}
+        left_to_others = [name for name in queues if name in remote - ours - configured - {default}]
+        return [kombu_queue(self._config, queue) for queue in queues.values()], left_to_others
+
+    def check_queue(self, name: str) -> None:
+        """Refuse a queue that nobody declared.
+
+        Raises:
+            UnknownQueueError: with a did-you-mean.
+        """
+        known = self._queue_configs()
+        if name in known or (self._app is not None and name in self._app.amqp.queues):
+            return
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Declared are: {', '.join(sorted(known))}."
+        raise UnknownQueueError(
+            f"no queue {name!r} is declared", f"{hint} A queue is declared in BridgeConfig(queues=...) or on a task."
+        )
+
+    def queue_of(self, definition: TaskDefinition) -> str:
+        """Return the name of the queue that a task goes to by default."""
+        return definition.queue or str(self.celery.conf.task_default_queue)
+
+    # -- declaring tasks
+
+    def _register(self, definition: TaskDefinition) -> Task[Any, Any]:
+        with self._lock:
+            task = self._adopt(make_task(definition, self))
+            return task
+
+    def include(self, tasks: TaskSet) -> None:
+        """Give the tasks of a set a home in this bridge.
+
+        Raises:
+            DuplicateTaskError: if a name is taken by another function.
+            ConfigurationError: if the set belongs to another bridge.
+        """
+        with self._lock:
+            for task in tasks.tasks.values():
+                task.bind_to(self)
+                self._adopt(task)
+
+    def _adopt(self, task: Task[Any, Any]) -> Task[Any, Any]:
+        definition = task.definition
+        new_queue = definition.queue is not None and definition.queue not in self._queue_configs()
+        if definition.queue is not None:
+            QueueConfig(definition.queue)  # refuses a name that brokers cannot carry
+        self._tasks[definition.name] = keep_unique(self._tasks, task)
+        if self._app is not None:
+            self._attach(self._app, definition)
+            if new_queue:
+                self._app.make_queues = self._kombu_queues
+                self._app.amqp.forget_derived("queues", "default_queue", "router", "send_task_message")
+        return task
+
+    def _attach(self, app: BridgeCelery, definition: TaskDefinition) -> None:
+        config = self._config
+        attributes = {
+            **task_attributes(config, definition.options),
+            "name": definition.name,
+            "_app": app,
+            "definition": definition,
+            "policy": definition.options.get("retry", config.retry),
+            "max_payload_bytes": config.serialization.max_payload_bytes,
+            "show_arguments": config.defaults == "celery",
+            "routing": {"queue": definition.queue} if definition.queue else {},
+            "__doc__": definition.function.__doc__,
+            "__module__": definition.function.__module__,
+        }
+        task: TypedTask = type(definition.function.__name__, (TypedTask,), attributes)()
+        self._celery_tasks[definition.name] = task
+        if not definition.remote:
+            app._tasks[definition.name] = task
+            if app.finalized:
+                task.bind(app)
+
+    # -- sending
+
+    def send(
+        self,
+        name: str | TaskDefinition,
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TaskResult[Any]:
+        """Send a task by its name, for names known only at run time.
+
+        Args:
+            name: the task's name on the wire.
+            args: positional arguments; checked if the task is declared here, else anything with a JSON form.
+            kwargs: arguments by name.
+            options: see ``SendOptions``.
+
+        Raises:
+            ArgumentsError, PayloadError, UnknownQueueError, BrokerUnavailable: as :meth:`Task.delay`.
+        """
+        if isinstance(name, TaskDefinition):  # from a Task: encoded already
+            return self._send(name, cast(Call, args), kwargs or {})
+        known = self._tasks.get(name)
+        definition = known.definition if known is not None else self._undeclared(name)
+        call = Call(definition.signature.encode_call(tuple(args), dict(kwargs or {})))
+        return self._send(definition, call, options)
+
+    async def asend(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+        """Send one call from a thread, so that the event loop is never blocked."""
+        return await self._in_thread(self._send, definition, call, options)
+
+    def send_many(self, items: Iterable[Item]) -> list[TaskResult[Any]]:
+        """Send many calls of any tasks at once.
+
+        Args:
+            items: made by ``task.item(...)``.
+
+        Raises:
+            BatchError: if the broker did not confirm all; names which ids were and which were not.
+        """
+        return self.send_all(items)
+
+    def send_all(self, calls: Iterable[tuple[TaskDefinition, Call, Mapping[str, Any]]]) -> list[TaskResult[Any]]:
+        """Send encoded calls, pipelined or with batched confirms; see :meth:`send_many`."""
+        self._before_send()
+        prepared = []
+        for definition, call, options in calls:
+            ready = self._options(definition, options)
+            ready.setdefault("task_id", str(uuid4()))
+            prepared.append((definition, self._celery_task(definition), call, ready))
+        send_batch(self.celery, self._config.broker, [(task, call, options) for _, task, call, options in prepared])
+        return [self._handle(definition, options["task_id"]) for definition, _, _, options in prepared]
+
+    def _send(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+        self._before_send()
+        app = self.celery
+        task = self._celery_task(definition)
+        ready = self._options(definition, options)
+        ready.setdefault("task_id", str(uuid4()))
+        args, kwargs = call
+        if app.conf.task_always_eager:
+            outcome = task.send_encoded(args, kwargs, **ready)
+            return TaskResult(outcome.id, EagerReader(outcome), definition.signature.decode_result, definition.name)
+        publish = partial(task.send_encoded, args, kwargs, retry=False, **ready)
+        if app.safe:
+            Attempts(app, self._config.broker).run(publish)
+        else:
+            task.send_encoded(args, kwargs, **ready)
+        return self._handle(definition, ready["task_id"])
+
+    def _options(self, definition: TaskDefinition, given: Mapping[str, Any]) -> dict[str, Any]:
+        options = checked_send_options(given)
+        if "queue" in options:
+            self.check_queue(options["queue"])
+        level = options.pop("priority", None) or definition.options.get("priority")
+        if level is not None:
+            number = self._priority(definition, options.get("queue"), level)
+            if number is not None:
+                options["priority"] = number
+        if isinstance(options.get("headers"), Mapping):
+            options["headers"] = dict(options["headers"])
+        return options
+
+    def _priority(
+        self, definition: TaskDefinition, queue: str | None, level: Literal["low", "normal", "high"]
+    ) -> int | None:
+        name = queue or self.queue_of(definition)
+        declared = self._queue_configs().get(name)
+        broker = self._config.broker
+        version = None
+        if broker.kind == "rabbitmq" and level != "normal" and (declared is None or declared.max_priority is None):
+            version = self._server_version()
+        return broker.celery_priority(
+            level,
+            queue_type=declared.type if declared is not None else None,
+            max_priority=declared.max_priority if declared is not None else None,
+            server_version=version,
+        )
+
+    def _server_version(self) -> tuple[int, ...] | None:
+        """Ask the RabbitMQ server, once per send that needs it: the connection has it from its greeting."""
+
+        def ask() -> tuple[int, ...]:
+            with self.celery.pool.acquire(block=True) as connection:
+                text = str(connection.connection.server_properties.get("version", "0"))
+            return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
+
+        return Attempts(self.celery, self._config.broker).run(ask)
+
+    def _celery_task(self, definition: TaskDefinition) -> TypedTask:
+        app = self.celery
+        task = self._celery_tasks.get(definition.name)
+        if task is None or task.definition is not definition:
+            self._attach(app, definition)
+            task = self._celery_tasks[definition.name]
+        return task
+
+    def _undeclared(self, name: str) -> TaskDefinition:
+        def anything(*args: Any, **kwargs: Any) -> Any:
+            """Somebody else's task."""
+
+        anything.__name__ = name.rpartition(".")[2]
+        return TaskDefinition(anything, {"name": name}, remote=True)
+
+    def _before_send(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this bridge is closed", "Make a new Bridge; a closed one stays closed.")
+        if not self._warned and self._config.broker_is_default:
+            self._warned = True
+            path = Path(getattr(self._config.broker, "path", ".qbridge/bridge.db"))
+            warnings.warn(
+                f"no broker is configured: tasks go to the embedded one in {path}; set QBRIDGE_BROKER, for example "
+                "to amqp://guest:guest@localhost// (or to embedded:// if this is what you want)",
+                stacklevel=4,
+            )
+
+    # -- results
+
+    @overload
+    def result(self, task_id: str, of: Task[Any, R]) -> TaskResult[R]: ...
+    @overload
+    def result(self, task_id: str, of: type[R]) -> TaskResult[R]: ...
+    @overload
+    def result(self, task_id: str, of: None = None) -> TaskResult[Any]: ...
+
+    def result(self, task_id: str, of: Any = None) -> TaskResult[Any]:
+        """Return the handle of a task sent earlier or elsewhere.
+
+        Args:
+            task_id: its id.
+            of: the task, or the type of its result; None: the stored JSON as it is.
+
+        Raises:
+            ResultsUnavailable: at once, if the result backend cannot answer for ids of other processes (rpc).
+        """
+        reader = self._result_reader()
+        reader.refuse_unreadable(task_id)
+        if isinstance(of, Task):
+            return TaskResult(task_id, reader, of.definition.signature.decode_result, of.name)
+        return TaskResult(task_id, reader, _as_is if of is None else result_decoder(of))
+
+    def _handle(self, definition: TaskDefinition, task_id: str) -> TaskResult[Any]:
+        reader: ResultReader
+        if self._config.results.kind == "none" or definition.options.get("results") is False:
+            reader = NoReader(definition.name, self._config.results.kind == "none")
+        else:
+            reader = self._result_reader()
+        return TaskResult(task_id, reader, definition.signature.decode_result, definition.name)
+
+    def _result_reader(self) -> HubReader:
+        with self._lock:
+            if self._reader is None:
+                self._reader = HubReader(self.celery, self._config.results.timeout)
+            return self._reader
+
+    # -- workers, checks, the end
+
+    def worker(
+        self,
+        *,
+        pool: Literal["thread", "solo"] = "thread",
+        concurrency: int = 4,
+        queues: Iterable[str] | None = None,
+        start_timeout: float = 30.0,
+        stop_timeout: float = 30.0,
+    ) -> AbstractContextManager[Any]:
+        """Run a worker inside this process: for tests, notebooks and small scripts.
+
+        Args:
+            pool: ``"thread"`` or ``"solo"``; time limits are not enforced there.
+            concurrency: tasks at once.
+            queues: names of queues to consume; None: all but those of remote tasks.
+            start_timeout: seconds until it must consume.
+            stop_timeout: seconds that running tasks get at the end.
+
+        Raises:
+            BrokerUnavailable: if it does not consume in time.
+        """
+        from qbridge.worker.main import in_process_worker  # a caller that only sends never loads Celery's worker
+
+        return in_process_worker(
+            self.celery, pool=pool, concurrency=concurrency, queues=queues,
+            start_timeout=start_timeout, stop_timeout=stop_timeout,
+        )  # fmt: skip
+
+    def check(self) -> Report:
+        """Look at the configuration and at the live servers; bounded, never raises for a sick server."""
+        return Report.of(self._config, list(self._queue_configs().values()))
+
+    def close(self) -> None:
+        """Close connections and threads; idempotent. Sending afterwards is a ConfigurationError."""
+        with self._lock:
+            self._closed = True
+            reader, self._reader = self._reader, None
+            executor, self._executor = self._executor, None
+            app = self._app
+        if reader is not None:
+            reader.close()
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+        if app is not None:
+            app.close()
+
+    async def aclose(self) -> None:
+        """Close without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Bridge {self._config.broker.safe_url()} → {self._config.results.safe_url()}, {len(self._tasks)} tasks>"
+        )
+
+    # -- threads and forks
+
+    async def _in_thread(self, function: Any, *args: Any) -> Any:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_SENDING_THREADS, thread_name_prefix="qbridge-send")
+            executor = self._executor
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, function, *args))
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
+        self._executor = None
+        if self._app is not None:
+            self._app.forget_connections()
+        if self._reader is not None:
+            self._reader = None
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+_bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for bridge in list(_bridges):
+        bridge._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork)

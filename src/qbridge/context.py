@@ -1,0 +1,96 @@
+"""What a running task knows about its own run: the injected ``TaskContext``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
+
+__all__ = ["PROGRESS_STATE", "Progress", "TaskContext"]
+
+PROGRESS_STATE = "PROGRESS"
+"""The Celery state under which progress is stored; custom states are ordinary to Celery's tools."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is.
+
+    Args:
+        done: units of work finished.
+        total: units of work in all.
+        note: a word for people, or None.
+    """
+
+    done: float
+    total: float
+    note: str | None = None
+
+    @property
+    def fraction(self) -> float:
+        """``done / total``, between 0 and 1; 0 where nothing is to be done."""
+        return min(1.0, max(0.0, self.done / self.total)) if self.total else 0.0
+
+
+class Run(Protocol):
+    """What a context asks of the worker that runs the task."""
+
+    def report(self, state: str, meta: Mapping[str, Any]) -> None:
+        """Store an intermediate state."""
+
+    def try_again(self, wait: float | None) -> NoReturn:
+        """End this attempt and schedule another."""
+
+
+class _Detached:
+    """The run of a plain call: nobody listens, nothing can be retried."""
+
+    def report(self, state: str, meta: Mapping[str, Any]) -> None:
+        """Nobody listens to a plain call."""
+
+    def try_again(self, wait: float | None) -> NoReturn:
+        raise RuntimeError("this task was called directly: there is no worker that could run it again")
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """One run of one task, as the task sees it; the first parameter of a task declared with ``context=True``.
+
+    Called plainly (``task(1, 2)``), a task gets a detached context: attempt 1, no queue, progress goes nowhere.
+    """
+
+    task_id: str = ""
+    attempt: int = 1
+    """Number of this run; the first is 1."""
+    max_attempts: int = 1
+    queue: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    """The headers given when sent (``using(headers=...)``)."""
+    _run: Run = field(default=_Detached(), repr=False, compare=False)
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """True if a failure of this run will not be retried for want of attempts."""
+        return self.attempt >= self.max_attempts
+
+    def progress(self, done: float, total: float, note: str | None = None) -> None:
+        """Tell callers how far the task is; ``TaskResult.progress()`` returns it.
+
+        Args:
+            done: units of work finished.
+            total: units of work in all.
+            note: a word for people.
+        """
+        self._run.report(PROGRESS_STATE, {"done": done, "total": total, "note": note})
+
+    def retry(self, after: float | timedelta | None = None) -> NoReturn:
+        """End this attempt and run the task again.
+
+        Args:
+            after: seconds or timedelta to wait; None: what the task's ``Retry`` says, or at once.
+
+        Raises:
+            RuntimeError: in a plain call, where there is no worker.
+        """
+        self._run.try_again(after.total_seconds() if isinstance(after, timedelta) else after)

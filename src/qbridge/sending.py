@@ -1,0 +1,87 @@
+"""How one message gets to the broker, or an error to the caller, within ``publish_timeout``."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from kombu.exceptions import OperationalError
+
+from qbridge.backends.base import Broker
+from qbridge.backends.deadline import deadline, remaining
+from qbridge.exceptions import BrokerUnavailable, QBridgeError
+
+__all__ = ["Attempts"]
+
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+class Attempts:
+    """Tries a publish again while the broker is away and time is left.
+
+    Args:
+        app: the bridge's app.
+        broker: its broker: gives the bound, and the time that one attempt may take.
+    """
+
+    def __init__(self, app: Any, broker: Broker) -> None:
+        self._app = app
+        self._broker = broker
+        # redis-py's waits are fixed per connection; RabbitMQ's and SQLite's end with the call's deadline
+        self._attempt_takes = float(getattr(broker, "socket_timeout", 0.0))
+
+    def run(self, publish: Callable[[], T]) -> T:
+        """Call ``publish`` until it returns.
+
+        The same message may be published twice if a connection breaks between the broker's taking it and its saying
+        so: delivery is at least once, and the id is the same.
+
+        Raises:
+            BrokerUnavailable: if it did not succeed in time; says whether the message may have arrived.
+        """
+        bound = self._broker.publish_timeout
+        began = time.monotonic()
+        pause, sent = _FIRST_PAUSE, False
+        with deadline(bound):
+            while True:
+                try:
+                    return publish()
+                except QBridgeError:
+                    raise
+                except Exception as error:
+                    if not self._is_broker_error(error):
+                        raise
+                    sent = sent or bool(getattr(error, "may_have_arrived", False))
+                    left = remaining() or 0.0
+                    wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, no secret
+                    if left - wait < max(self._attempt_takes, 0.05):
+                        raise self.unavailable(error, time.monotonic() - began, sent) from error
+                time.sleep(wait)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def unavailable(self, error: Exception, waited: float, sent: bool) -> BrokerUnavailable:
+        """Return the error that says which broker, how long, and whether the message may be there."""
+        where = self._broker.safe_url()
+        fate = "The message may have arrived all the same" if sent else "The message was not taken"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return BrokerUnavailable(
+            f"the broker at {where} did not take the message within {waited:.1f} s: {reason}",
+            f"{fate}. Look at `qbridge check`; send again with the same task_id once it is back.",
+            sent,
+        )
+
+    def _is_broker_error(self, error: Exception) -> bool:
+        if isinstance(error, OperationalError | OSError):
+            return True
+        return isinstance(error, _kinds(self._app))
+
+
+def _kinds(app: Any) -> tuple[type[Exception], ...]:
+    """Return the error types that the transport's library raises for connections and channels."""
+    transport = app.connection_for_write().transport
+    found = (*transport.connection_errors, *transport.channel_errors)
+    return tuple(kind for kind in found if not issubclass(kind, LookupError | TypeError | ValueError | AttributeError))

@@ -1,0 +1,137 @@
+"""How a worker starts: the process behind ``qbridge worker`` and ``celery -A … worker``, and the one inside a process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery.apps.worker import Worker
+from celery.utils.log import get_logger
+from celery.utils.nodenames import default_nodename
+from celery.worker import WorkController, state
+
+from qbridge.exceptions import BrokerUnavailable, ConfigurationError
+from qbridge.worker.pools import SoloPool, ThreadPool
+
+__all__ = ["BridgeWorker", "in_process_worker"]
+
+logger = get_logger(__name__)
+
+_IN_PROCESS_POOLS: dict[str, type[Any]] = {"solo": SoloPool, "thread": ThreadPool, "threads": ThreadPool}
+_NO_TIME_LIMITS = ("celery.concurrency.solo", "celery.concurrency.thread", "qbridge.worker.pools")
+
+
+def unenforced_limits(app: Any, pool_cls: Any) -> list[str]:
+    """Return the names of tasks whose time limits a pool cannot enforce."""
+    if getattr(pool_cls, "__module__", "") not in _NO_TIME_LIMITS:
+        return []
+    return sorted(
+        name
+        for name, task in app.tasks.items()
+        if getattr(task, "definition", None) is not None and (task.time_limit or task.soft_time_limit)
+    )
+
+
+def _limits_message(names: Iterable[str]) -> tuple[str, str]:
+    return (
+        f"this pool cannot enforce the time limits of {', '.join(names)}",
+        "Use the process pool (worker.pool='process', --pool=prefork), or take the limits off these tasks.",
+    )
+
+
+class BridgeWorker(Worker):  # type: ignore[misc]  # celery has no types
+    """Celery's worker program; refuses to start where it could not keep a promise."""
+
+    def on_before_init(self, **kwargs: Any) -> None:
+        """Check before anything is started.
+
+        Raises:
+            ConfigurationError: if the pool cannot enforce a task's time limit.
+        """
+        super().on_before_init(**kwargs)
+
+    def on_init_blueprint(self) -> None:
+        """Check once the pool is known and the tasks are imported."""
+        super().on_init_blueprint()
+        names = unenforced_limits(self.app, self.pool_cls)
+        if names:
+            raise ConfigurationError(*_limits_message(names))
+
+
+class _InProcessController(WorkController):  # type: ignore[misc]  # celery has no types
+    """A worker without a program: no signals, no logging set-up, no process-wide app."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.ready = threading.Event()
+        super().__init__(*args, **kwargs)
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """Celery's hook: tasks are being consumed."""
+        self.ready.set()
+
+
+@contextmanager
+def in_process_worker(
+    app: Any, *, pool: str, concurrency: int, queues: Iterable[str] | None, start_timeout: float, stop_timeout: float
+) -> Iterator[Any]:
+    """Run a worker in threads of this process.
+
+    Args:
+        app: the bridge's app.
+        pool: ``"thread"`` or ``"solo"``.
+        concurrency: tasks at once (thread pool).
+        queues: names of queues to consume; None: all but those of remote tasks.
+        start_timeout: seconds until it must consume.
+        stop_timeout: seconds that running tasks get at the end.
+
+    Raises:
+        ConfigurationError: if the pool is another one.
+        BrokerUnavailable: if it does not consume in time.
+    """
+    if pool not in _IN_PROCESS_POOLS:
+        raise ConfigurationError(
+            f"a worker inside this process cannot use the {pool!r} pool", "Use pool='thread' or pool='solo'."
+        )
+    app.finalize()
+    controller = _InProcessController(
+        app=app,
+        hostname=default_nodename(f"in-process-{id(app):x}"),
+        pool_cls=_IN_PROCESS_POOLS[pool],
+        concurrency=concurrency,
+        queues=list(queues) if queues is not None else None,
+        loglevel="WARNING",
+    )
+    names = unenforced_limits(app, controller.pool_cls)
+    if names:
+        logger.warning("%s. %s", *_limits_message(names))
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        # should_stop is process-wide in Celery: a worker that ended here before must not end this one
+        state.should_stop = None
+        state.should_terminate = None
+        try:
+            controller.start()
+        except BaseException as error:  # a worker's failure must reach the thread that waits for it
+            failure.append(error)
+        finally:
+            controller.ready.set()
+
+    thread = threading.Thread(target=run, name="qbridge-worker", daemon=True)
+    app.in_process_workers += 1
+    thread.start()
+    try:
+        if not controller.ready.wait(start_timeout) or failure:
+            cause = failure[0] if failure else None
+            raise BrokerUnavailable(
+                f"the worker inside this process did not start within {start_timeout:g} s", "Run bridge.check()."
+            ) from cause
+        yield controller
+    finally:
+        app.in_process_workers -= 1
+        controller.stop(in_sighandler=False)
+        thread.join(stop_timeout)
+        if thread.is_alive():
+            logger.warning("the worker inside this process is still running a task after %g s", stop_timeout)
