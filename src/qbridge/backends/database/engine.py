@@ -144,7 +144,7 @@ class PooledEngine:
         guard = Guard(self._operation_timeout)
         if url.get_backend_name() == "sqlite":
             _make_folder(url)
-            event.listen(engine, "connect", self._prepare_sqlite)
+            event.listen(engine, "connect", _prepare_sqlite)
         else:
             event.listen(engine, "checkout", guard.watch)
             event.listen(engine, "checkin", guard.release)
@@ -190,15 +190,15 @@ class PooledEngine:
             return {"timeout": self._operation_timeout, "check_same_thread": False}
         return {}
 
-    def _prepare_sqlite(self, connection: Any, *_: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(self._operation_timeout * 1000)}")
-        # Readers do not wait for writers. A folder that cannot hold the log (read-only, network) does without.
-        with suppress(sqlite3.OperationalError):
-            cursor.execute("PRAGMA journal_mode = WAL")
-            # In this mode a crash of a process loses nothing; a power cut may lose the last moment's results.
-            cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.close()
+
+def _prepare_sqlite(connection: Any, *_: Any) -> None:
+    cursor = connection.cursor()
+    # Readers do not wait for writers. A folder that cannot hold the log (read-only, network) does without.
+    with suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # In this mode a crash of a process loses nothing; a power cut may lose the last moment's results.
+        cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.close()
 
 
 def _in_memory(url: URL) -> bool:

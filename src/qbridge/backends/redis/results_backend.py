@@ -1,0 +1,99 @@
+"""How are results stored in Redis and read from it: Celery's backend, keys and channels, with ours to wait by."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend as CeleryRedisBackend
+from celery.backends.redis import ResultConsumer as CeleryResultConsumer
+from celery.backends.redis import SentinelBackend as CelerySentinelBackend
+
+from qbridge.backends.redis.watcher import RedisWatcher
+from qbridge.backends.watching import Alarm
+from qbridge.serialization.results import TypedResultMixin
+
+__all__ = ["RedisBackend", "SentinelBackend"]
+
+_LOOK_AGAIN = 1.0  # seconds
+
+
+class ResultConsumer(CeleryResultConsumer):
+    """Celery's consumer for ``AsyncResult.get``; it looks at the keys too while it waits.
+
+    What is published between a look and the subscription, or during a reconnect, is not published again.
+    """
+
+    def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Any:
+        looked_at = time.monotonic()
+
+        def look_again() -> None:
+            nonlocal looked_at
+            if on_interval is not None:
+                on_interval()
+            if time.monotonic() - looked_at >= _LOOK_AGAIN:
+                looked_at = time.monotonic()
+                self._look_at_pending()
+
+        return super().drain_events_until(p, timeout=timeout, on_interval=look_again)
+
+    def _look_at_pending(self) -> None:
+        ids = [task_id for pending in self._pending_results for task_id in tuple(pending)]
+        if not ids:
+            return
+        backend = self.backend
+        with suppress(*backend.connection_errors):  # the subscription reconnects by itself
+            for value in backend.client.mget([backend.get_key_for_task(task_id) for task_id in ids]):
+                if value:
+                    meta = backend.decode_result(value)
+                    if meta["status"] in backend.READY_STATES:
+                        self.on_state_change(meta, None)
+
+
+class RedisBackend(TypedResultMixin, CeleryRedisBackend):
+    """Celery's Redis results: the same keys, the same ``SET`` and ``PUBLISH``, one object for all threads."""
+
+    ResultConsumer = ResultConsumer
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.thread_safe = True
+
+    @cached_property
+    def retry_policy(self) -> dict[str, Any]:
+        """Celery's, with an end: against a frozen server each attempt takes ``redis_socket_timeout``."""
+        return {**Backend.retry_policy, "timeout": 30.0, **(self._transport_options.get("retry_policy") or {})}
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do nothing: who waits subscribes then, and looks at the key.
+
+        Celery subscribes at each send, which costs a command per send and one more for every result nobody waits for.
+        """
+
+    def client_with(self, **changes: Any) -> Any:
+        """A client of its own, with other connection parameters where the kind of connection has them."""
+        params = {**self.connparams, **changes}
+        if "path" in params:
+            params.pop("socket_connect_timeout", None)  # a unix socket has none
+        return self._create_client(**params)
+
+    def result_watcher(self, alarm: Alarm) -> RedisWatcher:
+        """What the result hub waits with."""
+        return RedisWatcher(self, alarm)
+
+    def close(self) -> None:
+        """Close all connections; a later use opens new ones."""
+        with suppress(Exception):
+            self.result_consumer.stop()
+        # Looked up where it is cached: closing must not make a client.
+        client = self.__dict__.get("client")
+        if client is not None:
+            with suppress(Exception):
+                client.connection_pool.disconnect()
+
+
+class SentinelBackend(RedisBackend, CelerySentinelBackend):
+    """The same with Sentinels that know where the master is."""
