@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
@@ -33,6 +32,7 @@ from qbridge.config.celery_names import RawSettings, check_setting
 from qbridge.config.cross_checks import cross_faults
 from qbridge.config.environment import CELERY_VARIABLES, conflicting_environment
 from qbridge.config.faults import Fault, as_error, attribute, build, faults_of
+from qbridge.config.from_celery import Conversion
 from qbridge.config.merging import Merged, Said
 from qbridge.config.models import QueueConfig, SerializationConfig, WorkerConfig, check_queue_name
 from qbridge.config.owned import Lifted, lift, refuse_owned
@@ -61,7 +61,8 @@ def _default_results(given: Mapping[str, Any]) -> RpcResults | RedisResults | Da
     """
     broker = given["broker"]
     if isinstance(broker, EmbeddedBroker) and given["defaults"] == "safe":
-        return DatabaseResults(url=f"sqlite:///{Path(broker.path).with_name('results.db')}")
+        # Absolute, as the broker's own URL is: a worker that changes its directory keeps its results.
+        return DatabaseResults(url=f"sqlite:///{broker.path.absolute().with_name('results.db')}")
     return NoResults()
 
 
@@ -132,8 +133,11 @@ class BridgeConfig(BaseSettings):
     ] = Field(default_factory=_default_results)
     """Where results are kept: a URL, or the fields of one kind.
     Unset: an SQLite file beside the embedded broker's; none with any other broker."""
-    delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
-    """Whether a task whose worker died runs again; a task may say otherwise."""
+    delivery: Literal["at_least_once", "at_most_once"] = Field(
+        default_factory=lambda given: "at_most_once" if given["defaults"] == "celery" else "at_least_once"
+    )
+    """Whether a task whose worker died runs again; a task may say otherwise. `at_least_once`, and Celery's
+    `at_most_once` under `defaults="celery"`."""
     retry: Annotated[InstanceOf[Retry] | None, BeforeValidator(read_retry)] = None
     """How failed tasks that have no `Retry` of their own are tried again; unset: they are not."""
     serialization: SerializationConfig = SerializationConfig()
@@ -231,11 +235,9 @@ class BridgeConfig(BaseSettings):
         Raises:
             ConfigurationError: if the source cannot be read at all, or the result cannot work.
         """
-        from qbridge.config.from_celery import convert
-
-        fields, findings = convert(source, namespace)
-        config = cls(**fields)
-        object.__setattr__(config, "__pydantic_private__", {"_findings": tuple(findings)})
+        read = Conversion(source, namespace)
+        config = read.build(cls)
+        config._findings = tuple(read.findings)
         return config
 
     @field_validator("default_queue")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta, tzinfo
 from functools import cache
 from os import PathLike
@@ -17,9 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from qbridge.config.faults import Fault
-from qbridge.config.suggest import did_you_mean
+from qbridge.config.suggest import closest
 
-__all__ = ["RawSettings", "check_setting", "known_settings", "new_name", "parse_setting"]
+__all__ = ["RawSettings", "check_setting", "closest_setting", "known_settings", "new_name", "parse_setting"]
 
 #: Read by Celery 5.7, but missing in its own table: (type, where it is read).
 _UNLISTED = {
@@ -153,7 +153,7 @@ def _old_names() -> Mapping[str, str]:
 def _defaults() -> Mapping[str, Any]:
     from celery.app.defaults import DEFAULTS
 
-    return DEFAULTS
+    return MappingProxyType(dict(DEFAULTS))
 
 
 def new_name(old: str) -> str | None:
@@ -171,13 +171,25 @@ def new_name(old: str) -> str | None:
 def unknown_setting(name: str) -> str:
     """What to write instead of a name that Celery does not read."""
     lowered = name.lower()
-    modern = new_name(name) or (lowered if lowered in known_settings() else None)
     bare = lowered.removeprefix("celery_")
-    if modern is None and bare in known_settings():
-        modern = bare
-    if modern is not None:
-        return f"write {modern}"
-    return did_you_mean(bare, known_settings()) or did_you_mean(lowered, known_settings())
+    for candidate in (new_name(name), lowered, bare):
+        if candidate is not None and candidate in known_settings():
+            return f"write {candidate}"
+    meant = closest_setting(bare)
+    return f"did you mean {meant!r}?" if meant else ""
+
+
+def closest_setting(bare: str) -> str | None:
+    """The setting that was probably meant.
+
+    Args:
+        bare: what was written, in lower case and without a namespace.
+    """
+    # Who writes "backend" or "acks_late" has forgotten the first word, not misspelt another setting.
+    for family in ("task", "worker", "result", "broker", "beat"):
+        if f"{family}_{bare}" in known_settings():
+            return f"{family}_{bare}"
+    return closest(bare, known_settings())
 
 
 def check_setting(name: str, value: Any) -> Fault | None:
@@ -292,21 +304,29 @@ def parse_setting(name: str, text: str) -> Any:
     return text
 
 
-class RawSettings(dict[str, Any]):
-    """Raw Celery settings; prints their names only, because values may be secrets."""
+class RawSettings(Mapping[str, Any]):
+    """Raw Celery settings, read-only; prints their names and no values, which may be secrets.
+
+    Args:
+        settings: name to value.
+    """
+
+    __slots__ = ("_settings",)
+
+    def __init__(self, settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._settings = dict(settings)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._settings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} Celery settings: {', '.join(sorted(map(str, self)))}>" if self else "{}"
-
-    __str__ = __repr__
-
-    def _read_only(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("a configuration does not change; assign to bridge.celery.conf for a change at run time")
-
-    __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = __ior__ = _read_only  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self),)
+        return f"<{len(self)} Celery settings: {', '.join(sorted(self))}>" if self else "{}"
 
     def masked(self) -> dict[str, Any]:
         """The settings for a printed dump: whatever may be a secret is ``**``."""

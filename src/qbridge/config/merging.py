@@ -98,7 +98,7 @@ class Merged:
             return False
         if isinstance(base, str):
             return True  # cannot be told before the URL is read; whoever names the kind describes it whole
-        return part["kind"] != (base.get("kind") if isinstance(base, Mapping) else getattr(base, "kind", None))
+        return bool(part["kind"] != (base.get("kind") if isinstance(base, Mapping) else getattr(base, "kind", None)))
 
     def _open(self, place: dict[str, Any], node: Node, path: Path) -> dict[str, Any]:
         """The mapping at ``path``, made of whatever is there."""

@@ -56,7 +56,7 @@ _OWNED = {
         "master_name": "sentinel",
         "socket_connect_timeout": "connect_timeout",
     },
-    "embedded": {},
+    "embedded": {"publish_timeout": "publish_timeout"},
 }
 
 
@@ -77,7 +77,7 @@ def broker_options(kind: str) -> frozenset[str]:
         return _RETRY | _POLICY | _REDIS_BESIDE | frozenset(SentinelChannel.from_transport_options)
     from kombu.transport.virtual import Channel
 
-    return _RETRY | _POLICY | {"polling_interval"} | frozenset(Channel.from_transport_options)
+    return _RETRY | _POLICY | {"polling_interval", "publish_timeout"} | frozenset(Channel.from_transport_options)
 
 
 def result_options(kind: str) -> frozenset[str]:
@@ -111,8 +111,8 @@ def check_transport_options(config: BridgeConfig) -> Iterator[Fault]:
                 )
     results = config.celery.get("result_backend_transport_options")
     if isinstance(results, Mapping):
-        kind = config.results.kind
-        yield from _check("result_backend_transport_options", results, result_options(kind), kind)
+        of_results = config.results.kind
+        yield from _check("result_backend_transport_options", results, result_options(of_results), of_results)
 
 
 def _check(setting: str, given: Mapping[Any, Any], known: frozenset[str], kind: str) -> Iterator[Fault]:

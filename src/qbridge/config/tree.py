@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-__all__ = ["Node", "Path", "node_of_model"]
+__all__ = ["Node", "Path", "alternatives", "node_of_model"]
 
 Path = tuple[str, ...]
 
@@ -45,7 +45,7 @@ def node_of_model(model: type[BaseModel]) -> Node:
 
 
 def _node(annotation: Any) -> Node:
-    parts = list(_alternatives(annotation))
+    parts = list(alternatives(annotation))
     models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
     many = [part for part in parts if get_origin(part) in (tuple, list, set, frozenset)]
     kinds = {tag: model for model in models if (tag := _tag(model)) is not None}
@@ -78,13 +78,13 @@ def _tag(model: type[BaseModel]) -> str | None:
     return str(get_args(info.annotation)[0])
 
 
-def _alternatives(annotation: Any) -> Iterator[Any]:
+def alternatives(annotation: Any) -> Iterator[Any]:
     """The members of a union, without ``Annotated`` and None."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _alternatives(get_args(annotation)[0])
+        yield from alternatives(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for part in get_args(annotation):
-            yield from _alternatives(part)
+            yield from alternatives(part)
     elif annotation is not type(None):
         yield annotation

@@ -1,0 +1,266 @@
+"""What does an existing Celery configuration say, and what of it can a bridge not take over?
+
+Celery reads a setting under today's name, under its name of Celery 3, and with a namespace in front
+(``celery/utils/collections.py``, ``ConfigurationView``); everything else it ignores in silence. Here each key that is
+not taken over as it was meant becomes a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeVar
+
+from qbridge.backends.base import Finding
+from qbridge.config.celery_names import check_setting, closest_setting, known_settings, new_name
+from qbridge.config.celery_rooms import take_broker, take_results
+from qbridge.config.faults import Fault, faults_of
+from qbridge.config.owned import lift
+from qbridge.config.suggest import closest
+from qbridge.exceptions import ConfigurationError
+
+__all__ = ["Conversion"]
+
+C = TypeVar("C")
+
+#: What shows that an object holds Django's settings, most of which are not about Celery.
+_DJANGO = frozenset({"DATABASES", "INSTALLED_APPS", "MIDDLEWARE", "ROOT_URLCONF", "SECRET_KEY"})
+#: How names of Celery 3 begin.
+_OLD_STYLE = ("CELERY", "BROKER_")
+_PICKLE = frozenset({"pickle", "application/x-python-serialize"})
+#: Fields that say all of what the setting says; the others keep the raw setting beside them.
+_EXACT = frozenset(
+    {
+        "imports",
+        "include",
+        "task_default_queue",
+        "timezone",
+        "worker_concurrency",
+        "worker_max_memory_per_child",
+        "worker_max_tasks_per_child",
+        "worker_pool",
+        "worker_prefetch_multiplier",
+    }
+)
+
+
+class Conversion:
+    """One reading of a Celery configuration.
+
+    Args:
+        source: a mapping, a module, a dotted name, or an object with attributes.
+        namespace: prefix of the settings; None: none, unless the names show one.
+
+    Raises:
+        ConfigurationError: if a dotted name leads to nothing.
+    """
+
+    def __init__(self, source: object, namespace: str | None) -> None:
+        self.findings: list[Finding] = []
+        names = _read(source)
+        self._raw = self._resolve(names, namespace)
+        for name in list(self._raw):
+            self._judge(name)
+
+    def build(self, construct: Callable[..., C]) -> C:
+        """Make the configuration; raw settings that turn out not to fit are left out, with a finding.
+
+        Args:
+            construct: takes the fields by name.
+        """
+        fields = self._fields()
+        faults: list[Fault] = []
+        try:
+            return construct(**fields)
+        except ConfigurationError as error:
+            faults = faults_of(error)
+        raw = dict(fields["celery"])
+        for fault in faults:
+            if len(fault.path) < 2 or fault.path[0] != "celery" or fault.path[1] not in raw:
+                continue
+            setting = str(fault.path[1])
+            if len(fault.path) > 2 and isinstance(raw[setting], Mapping):
+                raw[setting] = {key: value for key, value in raw[setting].items() if str(key) != str(fault.path[2])}
+            else:
+                del raw[setting]
+            self._report("error", "celery.invalid", f"{'.'.join(map(str, fault.path[1:]))} {fault.what}", fault.todo)
+        return construct(**{**fields, "celery": raw})
+
+    def _fields(self) -> dict[str, Any]:
+        raw = dict(self._raw)
+        fields: dict[str, Any] = {"defaults": "celery"}
+        fields |= take_broker(raw, self._report)
+        fields |= take_results(raw, self._report)
+        for said in lift(raw):
+            *parents, name = said.field
+            place = fields
+            for step in parents:
+                place = place.setdefault(step, {})
+            place.setdefault(name, said.value)
+            for setting in ("imports", "include") if said.field == ("modules",) else (said.setting,):
+                if setting in _EXACT:
+                    raw.pop(setting, None)
+        fields["celery"] = raw
+        return fields
+
+    def _resolve(self, names: Mapping[str, Any], namespace: str | None) -> dict[str, Any]:
+        """Today's names; what is said twice is taken in the order in which Celery looks."""
+        prefix = f"{namespace.rstrip('_')}_" if namespace else _shown_prefix(names)
+        django = bool(_DJANGO & set(names))
+        found: dict[str, tuple[int, str, Any]] = {}
+        styles: set[str] = set()
+        for key, value in names.items():
+            meaning = _meaning(key, prefix)
+            if meaning is None:
+                if _concerns_celery(key, value, prefix, django=django):
+                    self._ignored(key, prefix)
+                continue
+            rank, setting = meaning
+            styles.add(("prefixed", "new", "old")[rank])
+            if setting in found and found[setting][2] != value:
+                first = min((rank, key), found[setting][:2])
+                text = f"{key} and {found[setting][1]} mean the same setting and say different things"
+                self._report("warning", "celery.twice", text, f"keep one of them; {first[1]} was taken")
+            if setting not in found or rank < found[setting][0]:
+                found[setting] = (rank, key, value)
+        if {"new", "old"} <= styles and not prefix:
+            text = "names of Celery 3 and of today are mixed, with which Celery itself refuses to start"
+            self._report("warning", "celery.mixed", text, "write all of them in lower case: `celery upgrade settings`")
+        return {setting: value for setting, (_, _, value) in found.items()}
+
+    def _ignored(self, key: str, prefix: str) -> None:
+        lowered = key.lower()
+        bare = lowered.removeprefix(prefix.lower()) if prefix else lowered.removeprefix("celery_")
+        meant = closest_setting(bare) or closest_setting(lowered)
+        if key == key.lower() or meant is None:
+            suggestion = meant
+        else:
+            suggestion = f"{prefix or 'CELERY_'}{meant}".upper()
+            if not prefix and new_name(suggestion) is None:
+                suggestion = meant if _old_style(key) is None else _old_style(key)
+        todo = (
+            f"did you mean {suggestion!r}?"
+            if suggestion
+            else ("remove it; if a plugin of Celery reads it, assign it to bridge.celery.conf")
+        )
+        self._report("warning", "celery.ignored", f"{key}: Celery 5.7 reads no such setting and ignores it", todo)
+
+    def _judge(self, name: str) -> None:
+        value = self._raw[name]
+        if (
+            name.endswith("accept_content")
+            and isinstance(value, (list, tuple, set, frozenset))
+            and _PICKLE & set(value)
+        ):
+            kept = [kind for kind in value if kind not in _PICKLE]
+            self._pickle(name)
+            if kept:
+                self._raw[name] = kept
+                return
+            del self._raw[name]
+            return
+        if value is None:
+            del self._raw[name]  # what Celery takes for "not set", or has as its default
+            if name in known_settings() and check_setting(name, None) is None:
+                self._raw[name] = None
+            return
+        fault = check_setting(name, value)
+        if fault is None:
+            return
+        del self._raw[name]
+        if "pickle" in fault.what:
+            self._pickle(name)
+        else:
+            self._report("error", "celery.invalid", f"{name} {fault.what}", fault.todo)
+
+    def _pickle(self, name: str) -> None:
+        self._report(
+            "error",
+            "celery.pickle",
+            f"{name} allows pickle, which runs the code of whoever can write to the broker; it was not taken over",
+            "drain the queues of pickled messages with the old workers, then send JSON: qbridge encodes models, "
+            "dataclasses and standard types",
+        )
+
+    def _report(self, level: Any, code: str, what: str, todo: str) -> None:
+        self.findings.append(Finding(level, code, what, todo))
+
+
+def _meaning(key: str, prefix: str) -> tuple[int, str] | None:
+    """How early Celery looks under this key, and which setting it is; None if it never looks there."""
+    if prefix and key.startswith(prefix) and (bare := key[len(prefix) :].lower()) in known_settings():
+        return 0, bare
+    if key in known_settings():
+        return 1, key
+    modern = new_name(key)
+    return (2, modern) if modern is not None else None
+
+
+def _shown_prefix(names: Mapping[str, Any]) -> str:
+    """``CELERY_`` if some name makes sense only with it."""
+    for key in names:
+        if key.startswith("CELERY_") and new_name(key) is None and key[7:].lower() in known_settings():
+            return "CELERY_"
+    return ""
+
+
+def _concerns_celery(key: str, value: Any, prefix: str, *, django: bool) -> bool:
+    """True for a name that somebody wrote for Celery; False for what only stands beside."""
+    if prefix and key.startswith(prefix):
+        return True
+    if isinstance(value, ModuleType) or callable(value):
+        return False
+    if prefix or django:
+        # Django's own settings are none of our business, a misspelt old name is.
+        return key.startswith(_OLD_STYLE) or (not django and key == key.lower())
+    return True
+
+
+def _old_style(key: str) -> str | None:
+    from celery.app.defaults import _TO_NEW_KEY  # Celery has no public name for the table
+
+    return closest(key, _TO_NEW_KEY)
+
+
+def _read(source: object) -> dict[str, Any]:
+    if isinstance(source, str):
+        source = _import(source)
+    if isinstance(source, Mapping):
+        return {str(key): value for key, value in source.items()}
+    return dict(_attributes(source))
+
+
+def _attributes(source: object) -> Iterator[tuple[str, Any]]:
+    for name in dir(source):
+        if not name.startswith("_"):
+            try:
+                yield name, getattr(source, name)
+            except Exception:  # noqa: BLE001, S112 - a lazy setting that cannot be computed is nobody's Celery setting
+                continue
+
+
+def _import(path: str) -> object:
+    """Import ``package.module``, ``package.module.attribute`` or ``package.module:attribute``, as Celery does."""
+    from celery.utils.imports import import_from_cwd  # the working directory counts, as for `celery -A`
+
+    module, _, attribute = path.partition(":")
+    candidates = [(module, attribute)]
+    if not attribute and "." in path:
+        parent, _, last = path.rpartition(".")
+        candidates.append((parent, last))
+    for name, member in candidates:
+        try:
+            found: object = import_from_cwd(name, imp=import_module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not (name == error.name or name.startswith(f"{error.name}.")):
+                raise  # the module exists, something that it imports does not
+            continue
+        if not member:
+            return found
+        if hasattr(found, member):
+            attribute_found: object = getattr(found, member)
+            return attribute_found
+    raise ConfigurationError(
+        f"there is no Celery configuration at {path!r}", "write a dotted name such as 'proj.celeryconfig'"
+    )
