@@ -1,0 +1,399 @@
+"""What does a channel of the embedded broker do? Declares, publishes, consumes and settles, for kombu's classes."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amqp.exceptions import NotFound, PreconditionFailed, RecoverableConnectionError
+from amqp.protocol import queue_declare_ok_t
+from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
+from kombu.utils import json as kombu_json
+
+from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
+from qbridge.backends.embedded.routing import EXCHANGE_TYPES
+from qbridge.backends.embedded.store import Claim, Outgoing, Store
+
+if TYPE_CHECKING:
+    from qbridge.backends.embedded.transport import Transport
+
+__all__ = ["Channel", "PublishBatch", "QoS"]
+
+logger = logging.getLogger(__name__)
+
+# kombu has no usable types here: its base classes, messages and callbacks are Any at this border.
+Message = dict[str, Any]
+Callback = Callable[[Any], Any]
+
+CLAIM_PATIENCE = 1.0
+"""Seconds that taking a message waits for a busy file before it is left to the next look: a worker's loop waits."""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """One consumer of one queue."""
+
+    tag: str
+    queue: str
+    no_ack: bool
+    callback: Callback
+    pending: bool = True
+    """The queue may hold something that this consumer has not looked at."""
+
+
+class QoS(virtual.QoS):
+    """The messages that this channel has claimed and not settled, against its prefetch count."""
+
+    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
+        # Not the base's: its dictionaries, and its restoring at exit, are for transports that lose what they hand out.
+        self.channel = channel
+        self.prefetch_count = prefetch_count or 0
+        self._claims: dict[str, tuple[int, int]] = {}
+        self._messages: dict[str, Any] = {}
+
+    def can_consume(self) -> bool:
+        return not self.prefetch_count or len(self._claims) < self.prefetch_count
+
+    def can_consume_max_estimate(self) -> int | None:
+        return max(self.prefetch_count - len(self._claims), 0) if self.prefetch_count else None
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        id_, deliveries = delivery_tag.split(".")
+        self._messages[delivery_tag] = message
+        self._claims[delivery_tag] = int(id_), int(deliveries)
+
+    def get(self, delivery_tag: str) -> Any:
+        return self._messages[delivery_tag]
+
+    def ack(self, delivery_tag: str) -> None:
+        self._settle([delivery_tag], requeue=False)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        self._settle([delivery_tag], requeue=requeue)
+
+    def ack_up_to(self, delivery_tag: str) -> None:
+        tags = list(self._claims)
+        if delivery_tag in self._claims:
+            self._settle(tags[: tags.index(delivery_tag) + 1], requeue=False)
+
+    def restore_unacked(self) -> list[Any]:
+        self._settle(list(self._claims), requeue=True)
+        return []
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        self.restore_unacked()
+
+    def forget(self) -> None:
+        """Drop the list without settling anything: in a forked child, where the claims are the parent's."""
+        self._claims.clear()
+        self._messages.clear()
+
+    def _settle(self, tags: list[str], *, requeue: bool) -> None:
+        claims = []
+        for tag in tags:
+            self._messages.pop(tag, None)
+            claim = self._claims.pop(tag, None)
+            if claim is not None:  # None: from a consumer that does not acknowledge, or settled already
+                claims.append(claim)
+        if claims:
+            self.channel.connection.settle(claims, requeue=requeue)
+
+
+class Channel(virtual.Channel):
+    """A channel; everything it declares and sends is in the file, for all processes."""
+
+    QoS = QoS
+    supports_fanout = True
+    body_encoding: Any = None  # SQLite keeps text and bytes as they are
+    default_priority = 5  # "normal"; kombu cannot tell a priority of 0 from none
+
+    connection: Transport | None
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)  # type: ignore[no-untyped-call]  # kombu's methods are untyped
+        self._subscriptions: deque[Subscription] = deque()
+
+    @property
+    def transport(self) -> Transport:
+        """The open connection.
+
+        Raises:
+            RecoverableConnectionError: if the channel was closed.
+        """
+        if self.connection is None:
+            raise RecoverableConnectionError("The channel of the embedded broker is closed; what it held went back")
+        return self.connection
+
+    @property
+    def store(self) -> Store:
+        """The broker's state."""
+        return self.transport.store
+
+    # Declaring
+
+    def exchange_declare(
+        self,
+        exchange: str | None = None,
+        type: str = "direct",  # noqa: A002 - kombu passes it by name
+        *args: Any,
+        passive: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kind = type or "direct"
+        if kind not in EXCHANGE_TYPES:
+            raise PreconditionFailed(
+                f"The embedded broker has no exchanges of type {kind!r}, but direct, topic, fanout"
+            )
+        name = exchange or f"amq.{kind}"
+        found = self.store.exchange_type(name) if passive else self.store.declare_exchange(name, kind)
+        if found is None:
+            raise NotFound(f"There is no exchange {name!r} on the embedded broker")
+        if found != kind and not passive:
+            raise PreconditionFailed(f"The exchange {name!r} exists with type {found!r}, it cannot become {kind!r}")
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        self.store.delete_exchange(exchange, if_unused=if_unused)
+
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
+        return to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+    def queue_declare(
+        self,
+        queue: str | None = None,
+        passive: bool = False,
+        durable: bool = True,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        name = queue or f"amq.gen-{uuid.uuid4()}"
+        if not passive:
+            given = arguments or {}
+            self.store.declare_queue(
+                name,
+                durable=durable,
+                auto_delete=auto_delete,
+                party=self.transport.party() if exclusive else None,
+                message_ttl=_seconds(given.get("x-message-ttl")),
+                expires=_seconds(given.get("x-expires")),
+            )
+        elif not self.store.queue_exists(name):
+            raise NotFound(f"There is no queue {name!r} on the embedded broker")
+        return queue_declare_ok_t(name, self.store.size(name), self.store.consumers(name))
+
+    def queue_bind(
+        self, queue: str, exchange: str | None = None, routing_key: str = "", *args: Any, **kwargs: Any
+    ) -> None:
+        self.store.bind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_unbind(
+        self, queue: str, exchange: str | None = None, routing_key: str = "", *args: Any, **kwargs: Any
+    ) -> None:
+        self.store.unbind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> int:
+        return self.store.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
+
+    def queue_purge(self, queue: str, **kwargs: Any) -> int:
+        return self.store.purge(queue)
+
+    def list_bindings(self) -> list[tuple[str, str, str]]:
+        return self.store.bindings()
+
+    def _size(self, queue: str) -> int:
+        return self.store.size(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self.store.queue_exists(queue)
+
+    # Sending
+
+    def basic_publish(
+        self,
+        message: Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.publish_many([(message, exchange, routing_key)], mandatory=mandatory, timeout=timeout)
+
+    def publish_many(
+        self, messages: Iterable[tuple[Message, str, str]], *, mandatory: bool = False, timeout: float | None = None
+    ) -> None:
+        """Publish prepared messages in one transaction: all are stored, or an error is raised and none is.
+
+        Args:
+            messages: each as made by ``prepare_message``, its exchange, its routing key.
+            mandatory: raise if a message reached no queue.
+            timeout: seconds to wait for the file, if less than ``publish_timeout``.
+
+        Raises:
+            FileUnavailable: if the file was not had in time, or could not be written.
+            ChannelError: if an exchange does not exist, or ``mandatory`` and a message reached no queue.
+        """
+        self.transport.send([self.outgoing(*message) for message in messages], mandatory=mandatory, timeout=timeout)
+
+    def outgoing(self, message: Message, exchange: str, routing_key: str) -> Outgoing:
+        """The row that a prepared message becomes."""
+        properties = message["properties"]
+        priority = self._get_message_priority(message)  # type: ignore[no-untyped-call]  # kombu's
+        properties["delivery_info"] = {
+            **properties.get("delivery_info", {}),
+            "exchange": exchange or "",
+            "routing_key": routing_key,
+            "priority": priority,
+        }
+        envelope = {key: value for key, value in message.items() if key != "body"}
+        expiration = properties.get("expiration")
+        return Outgoing(
+            exchange or "",
+            routing_key or "",
+            kombu_json.dumps(envelope),  # type: ignore[no-untyped-call]  # kombu's
+            message["body"],
+            priority,
+            durable=properties.get("delivery_mode", 2) == 2,
+            ttl=None if expiration is None else float(expiration) / 1000,
+        )
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """What ``kombu.Producer.batch`` collects its messages in."""
+        return PublishBatch(self, max_size)
+
+    # Receiving
+
+    def basic_consume(
+        self, queue: str, no_ack: bool = False, callback: Any = None, consumer_tag: str = "", **kwargs: Any
+    ) -> str:
+        tag = consumer_tag or uuid.uuid4().hex
+        self.store.add_consumer(self.transport.party(), queue, tag)
+        self._consumers.add(tag)
+        self._subscriptions.append(Subscription(tag, queue, no_ack, callback))
+        self.transport.nudge()
+        return tag
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        self._consumers.discard(consumer_tag)
+        for subscription in [each for each in self._subscriptions if each.tag == consumer_tag]:
+            self._subscriptions.remove(subscription)
+            try:
+                self.store.remove_consumer(self.transport.party(), subscription.queue, consumer_tag)
+            except FileUnavailable as error:  # the row goes when the party goes; nothing is delivered any more
+                logger.warning("Cannot take a consumer of %s off the list: %s", subscription.queue, error)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        claim = self.store.claim(queue, self.transport.party(), keep=not no_ack)
+        self.store.touch(queue)
+        return None if claim is None else self._received(claim, no_ack)
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        self.transport  # noqa: B018  # a closed channel has given its messages back: say so
+        if multiple:
+            self.qos.ack_up_to(delivery_tag)
+        else:
+            self.qos.ack(delivery_tag)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        self.transport  # noqa: B018  # as above
+        self.qos.reject(delivery_tag, requeue=requeue)
+
+    def look_again(self) -> None:
+        """Something may have come into any queue."""
+        for subscription in self._subscriptions:
+            subscription.pending = True
+
+    def wants_turn(self) -> bool:
+        """True if a consumer has room and a queue that may hold something for it."""
+        return any(self._ready(subscription) for subscription in tuple(self._subscriptions))
+
+    def deliver_next(self) -> bool:
+        """Claim one message for one consumer, in turn, and hand it over; False if there is none to be had now."""
+        for _ in range(len(self._subscriptions)):
+            self._subscriptions.rotate(-1)
+            subscription = self._subscriptions[-1]
+            if not self._ready(subscription):
+                continue
+            subscription.pending = False  # before looking: a wake-up from now on must not be lost
+            try:
+                claim = self.store.claim(
+                    subscription.queue, self.transport.party(), keep=not subscription.no_ack, timeout=CLAIM_PATIENCE
+                )
+            except FileReplaced:
+                raise
+            except FileUnavailable as error:  # reconnecting would give running tasks to others: look again at the sweep
+                logger.warning("Cannot take a message from %s, trying again: %s", subscription.queue, error)
+                continue
+            if claim is not None:
+                subscription.pending = True
+                subscription.callback(self._received(claim, subscription.no_ack))
+                return True
+        return False
+
+    def forget(self) -> None:
+        """Drop consumers and claims without a word to the file: in a forked child, where they are the parent's."""
+        self._subscriptions.clear()
+        self._consumers.clear()
+        self.qos.forget()
+
+    def _ready(self, subscription: Subscription) -> bool:
+        return subscription.pending and (subscription.no_ack or self.qos.can_consume())
+
+    def _received(self, claim: Claim, no_ack: bool) -> Any:
+        try:
+            payload = kombu_json.loads(claim.envelope)  # type: ignore[no-untyped-call]  # kombu's
+            properties = payload["properties"]
+            info = properties["delivery_info"]
+        except (ValueError, TypeError, KeyError):  # not written by us: hand it out as what nobody can decode
+            info = {"exchange": "", "routing_key": ""}
+            properties = {"delivery_info": info}
+            payload = {"content-type": "application/x-unreadable", "content-encoding": "binary", "headers": {}}
+            payload["properties"] = properties
+        properties["delivery_tag"] = f"{claim.id}.{claim.deliveries}"
+        info.update(redelivered=claim.deliveries > 1, loss_count=claim.losses)
+        if claim.deliveries > 1:
+            info["delivery_count"] = claim.deliveries - 1
+            payload["headers"] = {**(payload.get("headers") or {}), "x-delivery-count": claim.deliveries - 1}
+        payload["body"] = claim.body
+        message = self.Message(payload, channel=self)  # type: ignore[no-untyped-call]  # kombu's
+        if not no_ack:
+            self.qos.append(message, message.delivery_tag)
+        return message
+
+
+class PublishBatch:
+    """Collects messages for one transaction; kombu's ``Producer.batch`` drives it."""
+
+    def __init__(self, channel: Channel, max_size: int) -> None:
+        self.channel = channel
+        self.max_size = max_size
+        self._messages: list[Outgoing] = []
+
+    def publish(self, message: Message, exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
+        """Add a message; at ``max_size`` all are sent."""
+        self._messages.append(self.channel.outgoing(message, exchange, routing_key))
+        if len(self._messages) >= self.max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was collected: all of it, or an error and none of it."""
+        messages, self._messages = self._messages, []
+        if messages:
+            self.channel.transport.send(messages)
+
+    def discard(self) -> None:
+        """Send nothing of what was collected."""
+        self._messages = []
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return None if milliseconds is None else float(milliseconds) / 1000

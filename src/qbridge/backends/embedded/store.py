@@ -1,0 +1,379 @@
+"""What does the embedded broker keep, and which steps change it? Each step is one transaction.
+
+A message is *ready*, or *claimed* by a party. It is deleted when it is acknowledged, and not before; it goes back to
+its old place in the queue when it is returned, or when its party is proven dead. A party acts only while its row
+stands: one that was taken for dead (someone deleted its lock file) can neither claim nor acknowledge any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbridge.backends.embedded import presence
+from qbridge.backends.embedded.database import Database
+from qbridge.backends.embedded.errors import FileReplaced
+from qbridge.backends.embedded.routing import ExchangeMissing, matches
+
+__all__ = ["Claim", "Outgoing", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way in."""
+
+    exchange: str
+    routing_key: str
+    envelope: str
+    body: str | bytes | None
+    priority: int
+    durable: bool = True
+    ttl: float | None = None
+    """Seconds; None: for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A message in somebody's hands; ``deliveries`` tells this claim from an earlier one of the same message."""
+
+    id: int
+    deliveries: int
+    losses: int
+    envelope: str
+    body: str | bytes | None
+
+
+class Store:
+    """The broker's state in its file.
+
+    Args:
+        path: absolute path of the file.
+        timeout: seconds that a step may wait for the file before ``FileUnavailable``.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self.database = Database(path, timeout)
+        self.folder = presence.folder_of(path)
+
+    # Topology
+
+    def declare_exchange(self, name: str, kind: str) -> str:
+        """Make the exchange unless it exists; return the type that it has."""
+        found = self.exchange_type(name)
+        if found is None:
+            with self.database.write() as sql:
+                sql.execute("INSERT OR IGNORE INTO exchange VALUES (?, ?)", (name, kind))
+            found = self.exchange_type(name)
+        return found or kind
+
+    def exchange_type(self, name: str) -> str | None:
+        """Type of the exchange, or None if there is none of that name."""
+        rows = self.database.read("SELECT type FROM exchange WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        """Delete the exchange and its bindings; not if it has bindings and ``if_unused``."""
+        with self.database.write() as sql:
+            if if_unused and sql.execute("SELECT 1 FROM binding WHERE exchange = ? LIMIT 1", (name,)).fetchone():
+                return
+            sql.execute("DELETE FROM binding WHERE exchange = ?", (name,))
+            sql.execute("DELETE FROM exchange WHERE name = ?", (name,))
+
+    def declare_queue(
+        self,
+        name: str,
+        *,
+        durable: bool = True,
+        auto_delete: bool = False,
+        party: str | None = None,
+        message_ttl: float | None = None,
+        expires: float | None = None,
+    ) -> None:
+        """Make the queue unless it exists; the last declaration says how it lives and ends."""
+        row = (name, durable, auto_delete, party, message_ttl, expires)
+        known = self.database.read(
+            "SELECT 1 FROM queue WHERE (name, durable, auto_delete) = (?, ?, ?)"
+            " AND party IS ? AND message_ttl IS ? AND expires IS ?",
+            row,
+        )
+        if known and expires is None:
+            return  # nothing to write: hundreds of connections declare the same queues
+        with self.database.write() as sql:
+            sql.execute("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, time.time()))
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Route what ``exchange`` gets under ``routing_key`` to ``queue`` too."""
+        binding = (exchange, routing_key, queue)
+        if not self.database.read("SELECT 1 FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", binding):
+            with self.database.write() as sql:
+                sql.execute("INSERT OR IGNORE INTO binding VALUES (?, ?, ?)", binding)
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Undo ``bind``."""
+        with self.database.write() as sql:
+            sql.execute(
+                "DELETE FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", (exchange, routing_key, queue)
+            )
+
+    def bindings(self) -> list[tuple[str, str, str]]:
+        """All bindings: queue, exchange, routing key."""
+        return self.database.read("SELECT queue, exchange, routing_key FROM binding")
+
+    def queue_exists(self, name: str) -> bool:
+        """True if the queue was declared, or something was sent to it by name."""
+        return bool(self.database.read("SELECT 1 FROM queue WHERE name = ?", (name,)))
+
+    def size(self, queue: str) -> int:
+        """Messages ready in the queue."""
+        count: int = self.database.read(
+            "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)",
+            (queue, time.time()),
+        )[0][0]
+        return count
+
+    def consumers(self, queue: str) -> int:
+        """Consumers of the queue."""
+        count: int = self.database.read("SELECT count(*) FROM consumer WHERE queue = ?", (queue,))[0][0]
+        return count
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages of the queue; return how many there were."""
+        with self.database.write() as sql:
+            return sql.execute("DELETE FROM message WHERE queue = ? AND party IS NULL", (queue,)).rowcount
+
+    def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
+        """Delete the queue with its bindings and messages; return how many were ready."""
+        with self.database.write() as sql:
+            ready: int = sql.execute(
+                "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL", (queue,)
+            ).fetchone()[0]
+            used = sql.execute("SELECT 1 FROM consumer WHERE queue = ? LIMIT 1", (queue,)).fetchone()
+            if not (if_empty and ready) and not (if_unused and used):
+                _drop_queue(sql, queue)
+            return ready
+
+    # Messages
+
+    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> list[int]:
+        """Put the messages into the queues that they are routed to, all of them or none, and wake the consumers.
+
+        A queue that is sent to by name through the default exchange is made if it is missing.
+
+        Returns:
+            For each message, how many queues took it.
+
+        Raises:
+            ExchangeMissing: if a message names an exchange that was never declared; nothing is stored then.
+            FileUnavailable: if the file is not had within ``timeout`` seconds; nothing is stored then.
+        """
+        routed: list[int] = []
+        touched: set[str] = set()
+        known: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
+        with self.database.write(timeout, durable=any(message.durable for message in messages)) as sql:
+            now = time.time()
+            for message in messages:
+                address = message.exchange, message.routing_key
+                if address not in known:
+                    known[address] = _route(sql, *address)
+                for queue, queue_ttl in known[address]:
+                    ttls = [ttl for ttl in (message.ttl, queue_ttl) if ttl is not None]
+                    sql.execute(
+                        "INSERT INTO message (queue, priority, expires_at, envelope, body) VALUES (?, ?, ?, ?, ?)",
+                        (queue, message.priority, now + min(ttls) if ttls else None, message.envelope, message.body),
+                    )
+                    touched.add(queue)
+                routed.append(len(known[address]))
+            parties = _parties(sql, touched)
+        presence.wake(self.folder, parties)
+        return routed
+
+    def has_route(self, exchange: str, routing_key: str) -> bool:
+        """False if a message sent there now would reach no queue: asked before writing, for events nobody watches."""
+        rows = self.database.read(
+            "SELECT binding.routing_key, exchange.type FROM exchange"
+            " LEFT JOIN binding ON binding.exchange = exchange.name WHERE exchange.name = ?",
+            (exchange,),
+        )
+        return not rows or any(key is not None and matches(kind, key, routing_key) for key, kind in rows)
+
+    def claim(self, queue: str, party: str, *, keep: bool, timeout: float | None = None) -> Claim | None:
+        """Claim the next message of the queue: highest priority first, then oldest first.
+
+        Args:
+            queue: its name.
+            party: who claims it.
+            keep: False to delete it at once, for consumers that never acknowledge.
+            timeout: seconds to wait for the file; None means the store's own.
+        """
+        where = (queue, time.time())
+        if not self.database.read(_NEXT, where):  # reading takes no lock: looking is free, also for many
+            return None
+        with self.database.write(timeout) as sql:
+            if keep:
+                rows = sql.execute(_CLAIM, (party, *where, party)).fetchall()
+            else:
+                rows = sql.execute(_TAKE, (*where, party)).fetchall()
+        return Claim(*rows[0]) if rows else None
+
+    def acknowledge(self, party: str, claims: Iterable[tuple[int, int]], timeout: float | None = None) -> int:
+        """Delete claimed messages, given by id and deliveries; return how many were still this party's."""
+        with self.database.write(timeout) as sql:
+            return sum(
+                sql.execute(
+                    "DELETE FROM message WHERE id = ? AND party = ? AND deliveries = ?", (id_, party, deliveries)
+                ).rowcount
+                for id_, deliveries in claims
+            )
+
+    def give_back(self, party: str, claims: Iterable[tuple[int, int]], timeout: float | None = None) -> int:
+        """Make claimed messages ready again, at their old place; return how many were still this party's."""
+        queues: set[str] = set()
+        with self.database.write(timeout) as sql:
+            count = 0
+            for id_, deliveries in claims:
+                rows = sql.execute(
+                    "UPDATE message SET party = NULL WHERE id = ? AND party = ? AND deliveries = ? RETURNING queue",
+                    (id_, party, deliveries),
+                ).fetchall()
+                count += len(rows)
+                queues.update(row[0] for row in rows)
+            parties = _parties(sql, queues)
+        presence.wake(self.folder, parties)
+        return count
+
+    # Parties
+
+    def join(self, party: str) -> None:
+        """Write down a party whose lock is held already."""
+        with self.database.write() as sql:
+            sql.execute("INSERT INTO party VALUES (?, ?, ?)", (party, os.getpid(), time.time()))
+        presence.remove_litter(self.folder, set(self._known_parties()))
+
+    def leave(self, party: str) -> None:
+        """Remove a party in good order: its claims are ready again at once, and not counted as losses."""
+        with self.database.write() as sql:
+            parties = _remove_party(sql, party, lost=False)
+        presence.wake(self.folder, parties)
+
+    def add_consumer(self, party: str, queue: str, tag: str) -> None:
+        """From now on ``party`` is woken for messages in ``queue``."""
+        with self.database.write() as sql:
+            sql.execute("INSERT OR REPLACE INTO consumer VALUES (?, ?, ?)", (queue, party, tag))
+
+    def remove_consumer(self, party: str, queue: str, tag: str) -> None:
+        """Undo ``add_consumer``; an auto-delete queue goes with its last consumer."""
+        with self.database.write() as sql:
+            sql.execute("DELETE FROM consumer WHERE (queue, party, tag) = (?, ?, ?)", (queue, party, tag))
+            _after_consumers_left(sql, [queue])
+
+    def touch(self, queue: str) -> None:
+        """Note that a queue is used by reading it, so that it does not expire."""
+        if self.database.read("SELECT 1 FROM queue WHERE name = ? AND expires IS NOT NULL", (queue,)):
+            with self.database.write() as sql:
+                sql.execute("UPDATE queue SET used_at = ? WHERE name = ?", (time.time(), queue))
+
+    def sweep(self, party: str | None = None, timeout: float | None = None) -> None:
+        """Take over what dead parties held, and delete expired messages and queues.
+
+        Args:
+            party: who sweeps; checked to be standing still.
+            timeout: seconds to wait for the file; None means the store's own.
+
+        Raises:
+            FileReplaced: if ``party`` was taken for dead.
+        """
+        known = self._known_parties()
+        if party is not None and party not in known:
+            raise FileReplaced(
+                f"This consumer was taken for dead: its lock file in {self.folder} was deleted. It registers again"
+            )
+        for other in known:
+            with presence.dead(self.folder, other) as is_dead:
+                if is_dead:
+                    with self.database.write(timeout) as sql:
+                        woken = _remove_party(sql, other, lost=True)
+                    presence.wake(self.folder, woken)
+        now = time.time()
+        if self.database.read("SELECT 1 FROM message WHERE expires_at <= ? AND party IS NULL LIMIT 1", (now,)):
+            with self.database.write(timeout) as sql:
+                sql.execute("DELETE FROM message WHERE expires_at <= ? AND party IS NULL", (now,))
+        if self.database.read(f"{_EXPIRED} LIMIT 1", (now,)):
+            with self.database.write(timeout) as sql:
+                for (queue,) in sql.execute(_EXPIRED, (now,)).fetchall():
+                    _drop_queue(sql, queue)
+
+    def _known_parties(self) -> list[str]:
+        return [row[0] for row in self.database.read("SELECT id FROM party")]
+
+
+_NEXT = (
+    "SELECT id FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+    " ORDER BY priority DESC, id LIMIT 1"
+)
+_STANDING = "EXISTS (SELECT 1 FROM party WHERE party.id = ?) RETURNING id, deliveries, losses, envelope, body"
+_CLAIM = f"UPDATE message SET party = ?, deliveries = deliveries + 1 WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
+_TAKE = f"DELETE FROM message WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
+_EXPIRED = (
+    "SELECT name FROM queue WHERE used_at + expires <= ?"
+    " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)"
+)
+
+
+def _route(sql: sqlite3.Connection, exchange: str, routing_key: str) -> list[tuple[str, float | None]]:
+    """Names and message TTLs of the queues that a message goes to."""
+    if not exchange:
+        row = sql.execute("SELECT message_ttl FROM queue WHERE name = ?", (routing_key,)).fetchone()
+        if row is None:
+            sql.execute(
+                "INSERT INTO queue (name, durable, auto_delete, used_at) VALUES (?, 1, 0, ?)",
+                (routing_key, time.time()),
+            )
+        return [(routing_key, row and row[0])]
+    kind = sql.execute("SELECT type FROM exchange WHERE name = ?", (exchange,)).fetchone()
+    if kind is None:
+        raise ExchangeMissing(exchange)
+    rows: list[tuple[str, str, float | None]] = sql.execute(
+        "SELECT binding.routing_key, binding.queue, queue.message_ttl FROM binding"
+        " JOIN queue ON queue.name = binding.queue WHERE binding.exchange = ?",
+        (exchange,),
+    ).fetchall()
+    return list({queue: (queue, ttl) for key, queue, ttl in rows if matches(kind[0], key, routing_key)}.values())
+
+
+def _parties(sql: sqlite3.Connection, queues: Iterable[str]) -> set[str]:
+    """Parties to wake for messages in ``queues``; read in the transaction that makes them ready, so none is missed."""
+    return {row[0] for queue in queues for row in sql.execute("SELECT party FROM consumer WHERE queue = ?", (queue,))}
+
+
+def _remove_party(sql: sqlite3.Connection, party: str, *, lost: bool) -> set[str]:
+    returned = sql.execute(
+        "UPDATE message SET party = NULL, losses = losses + ? WHERE party = ? RETURNING queue", (int(lost), party)
+    ).fetchall()
+    consumed = sql.execute("DELETE FROM consumer WHERE party = ? RETURNING queue", (party,)).fetchall()
+    _after_consumers_left(sql, [row[0] for row in consumed])
+    for (queue,) in sql.execute("SELECT name FROM queue WHERE party = ?", (party,)).fetchall():
+        _drop_queue(sql, queue)
+    sql.execute("DELETE FROM party WHERE id = ?", (party,))
+    return _parties(sql, {row[0] for row in returned})
+
+
+def _after_consumers_left(sql: sqlite3.Connection, queues: Iterable[str]) -> None:
+    for queue in set(queues):
+        sql.execute("UPDATE queue SET used_at = ? WHERE name = ?", (time.time(), queue))
+        if sql.execute(
+            "SELECT 1 FROM queue WHERE name = ? AND auto_delete"
+            " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)",
+            (queue,),
+        ).fetchone():
+            _drop_queue(sql, queue)
+
+
+def _drop_queue(sql: sqlite3.Connection, queue: str) -> None:
+    sql.execute("DELETE FROM message WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM binding WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM consumer WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM queue WHERE name = ?", (queue,))
