@@ -114,7 +114,7 @@ class TcpProxy:
         self._wake()
 
     def delay(self, seconds: float) -> None:
-        """Hold back each piece of data for so many seconds, in both directions; what comes after ``delay(0)`` is not."""
+        """Hold back each piece of data for so many seconds, in both directions, until ``delay(0)``."""
         with self._lock:
             self._delay = seconds
         self._wake()
