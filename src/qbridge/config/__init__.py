@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbridge.config.bridge_config import BridgeConfig
-from qbridge.config.celery_names import known_settings
+from qbridge.config.celery_names import known_settings, overlay
 from qbridge.config.describe import FieldRow, describe
 from qbridge.config.environment import conflicting_environment
 from qbridge.config.models import QueueConfig, SerializationConfig, WorkerConfig
@@ -21,5 +21,6 @@ __all__ = [
     "describe",
     "did_you_mean",
     "known_settings",
+    "overlay",
     "owned_settings",
 ]

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import (
     AnyUrl,
@@ -28,7 +27,7 @@ from qbridge.backends.none import NoResults
 from qbridge.backends.rabbitmq import RabbitMQBroker
 from qbridge.backends.redis import RedisBroker, RedisResults
 from qbridge.backends.rpc import RpcResults
-from qbridge.config.celery_names import RawSettings, check_setting
+from qbridge.config.celery_names import RawSettings, check_setting, zone_exists
 from qbridge.config.cross_checks import cross_faults
 from qbridge.config.environment import CELERY_VARIABLES, conflicting_environment
 from qbridge.config.faults import Fault, as_error, attribute, build, faults_of
@@ -36,7 +35,7 @@ from qbridge.config.from_celery import Conversion
 from qbridge.config.merging import Merged, Said
 from qbridge.config.models import QueueConfig, SerializationConfig, WorkerConfig, check_queue_name
 from qbridge.config.owned import Lifted, lift, refuse_owned
-from qbridge.config.retry_policy import read_retry
+from qbridge.config.retry_policy import read_retry, write_retry
 from qbridge.config.rooms import BROKERS, RESULTS
 from qbridge.config.sources import gather
 from qbridge.config.tree import node_of_model
@@ -138,7 +137,9 @@ class BridgeConfig(BaseSettings):
     )
     """Whether a task whose worker died runs again; a task may say otherwise. `at_least_once`, and Celery's
     `at_most_once` under `defaults="celery"`."""
-    retry: Annotated[InstanceOf[Retry] | None, BeforeValidator(read_retry)] = None
+    retry: Annotated[
+        InstanceOf[Retry] | None, BeforeValidator(read_retry), PlainSerializer(write_retry, when_used="json")
+    ] = None
     """How failed tasks that have no `Retry` of their own are tried again; unset: they are not."""
     serialization: SerializationConfig = SerializationConfig()
     """How arguments and results are written down."""
@@ -248,7 +249,12 @@ class BridgeConfig(BaseSettings):
     @field_validator("timezone")
     @classmethod
     def _timezone_exists(cls, value: str) -> str:
-        return check_timezone(value)
+        if not zone_exists(value):
+            raise ConfigurationError(
+                "there is no such time zone here",
+                "write an IANA name such as 'UTC' or 'Europe/Berlin' (without a database of zones: pip install tzdata)",
+            )
+        return value
 
     @field_validator("modules")
     @classmethod
@@ -358,30 +364,3 @@ def _adopt_celery(said: Merged) -> list[Lifted]:
         if field not in said.values and (url := os.environ.get(variable)):
             said.add(Said((field,), url, f"environment variable {variable}"))
     return taken
-
-
-def check_timezone(name: str) -> str:
-    """Refuse a time zone that does not exist.
-
-    Args:
-        name: IANA name.
-
-    Returns:
-        The name.
-
-    Raises:
-        ConfigurationError: if there is no such zone on this machine.
-    """
-    known = True
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
-        known = False
-    except KeyError:
-        known = False
-    if not known:
-        raise ConfigurationError(
-            "there is no such time zone here",
-            "write an IANA name such as 'UTC' or 'Europe/Berlin' (on machines without a database: pip install tzdata)",
-        )
-    return name

@@ -15,11 +15,21 @@ from functools import cache
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from qbridge.config.faults import Fault
 from qbridge.config.suggest import closest
 
-__all__ = ["RawSettings", "check_setting", "closest_setting", "known_settings", "new_name", "parse_setting"]
+__all__ = [
+    "RawSettings",
+    "check_setting",
+    "closest_setting",
+    "known_settings",
+    "new_name",
+    "overlay",
+    "parse_setting",
+    "zone_exists",
+]
 
 #: Read by Celery 5.7, but missing in its own table: (type, where it is read).
 _UNLISTED = {
@@ -215,7 +225,18 @@ def check_setting(name: str, value: Any) -> Fault | None:
         return Fault(path, "is None, which Celery does not understand here", f"write {_words(kinds)}, or leave it out")
     if not any(_IS[kind](value) for kind in kinds.split(" or ")):
         return Fault(path, f"should be {_words(kinds)}, not {type(value).__name__}", f"write {_words(kinds)}")
+    if name == "timezone" and isinstance(value, str) and not zone_exists(value):
+        return Fault(path, "is not a time zone that exists here", "write an IANA name such as 'UTC' or 'Europe/Berlin'")
     return _check_number(path, name, value) or _check_pickle(path, name, value)
+
+
+def zone_exists(name: str) -> bool:
+    """True if this machine knows a time zone of this name."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
+        return False
+    return True
 
 
 def _words(kinds: str) -> str:
@@ -328,9 +349,39 @@ class RawSettings(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"<{len(self)} Celery settings: {', '.join(sorted(self))}>" if self else "{}"
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self._settings))  # values may be unhashable; equal settings have equal names
+
     def masked(self) -> dict[str, Any]:
         """The settings for a printed dump: whatever may be a secret is ``**``."""
         return {name: value if _shows(value) and not _HIDDEN.search(name) else "**" for name, value in self.items()}
+
+
+#: Settings whose values are mappings that say several things at once.
+_OPTIONS = frozenset(
+    {
+        "broker_transport_options",
+        "database_engine_options",
+        "result_backend_transport_options",
+        "task_publish_retry_policy",
+    }
+)
+
+
+def overlay(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay raw settings over those that the typed fields mean.
+
+    Args:
+        settings: what the fields mean.
+        raw: what was written; wins. Options are laid over one another name by name, so that a raw transport option
+            does not take away the timeouts beside it.
+    """
+    merged = {**settings, **raw}
+    for name in _OPTIONS & set(raw):
+        below, above = settings.get(name), raw[name]
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            merged[name] = {**below, **above}
+    return merged
 
 
 def _shows(value: Any) -> bool:

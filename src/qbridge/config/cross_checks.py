@@ -54,13 +54,6 @@ def _queues(config: BridgeConfig) -> Iterator[Fault]:
             if queue.max_priority is not None:
                 what = f"queue {queue.name!r} has max_priority, which only RabbitMQ's classic queues need"
                 yield Fault(("queues",), what, "leave max_priority out: priorities work on this broker without it")
-        elif queue.max_priority is not None and (queue.type or config.broker.queue_type) == "quorum":
-            yield Fault(
-                ("queues",),
-                f"queue {queue.name!r} has max_priority and would be a quorum queue (broker.queue_type), "
-                "which RabbitMQ refuses",
-                "write type='classic' beside max_priority",
-            )
 
 
 def _default_queue(config: BridgeConfig) -> Iterator[Fault]:

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from qbridge.backends.base import Finding
 from qbridge.config.celery_names import check_setting, closest_setting, known_settings, new_name
 from qbridge.config.celery_rooms import take_broker, take_results
-from qbridge.config.faults import Fault, faults_of
+from qbridge.config.faults import Fault, as_error, faults_of
 from qbridge.config.owned import lift
 from qbridge.config.suggest import closest
+from qbridge.config.tree import Path
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["Conversion"]
@@ -58,6 +59,7 @@ class Conversion:
 
     def __init__(self, source: object, namespace: str | None) -> None:
         self.findings: list[Finding] = []
+        self._lifted: dict[Path, str] = {}
         names = _read(source)
         self._raw = self._resolve(names, namespace)
         for name in list(self._raw):
@@ -75,17 +77,33 @@ class Conversion:
             return construct(**fields)
         except ConfigurationError as error:
             faults = faults_of(error)
-        raw = dict(fields["celery"])
-        for fault in faults:
-            if len(fault.path) < 2 or fault.path[0] != "celery" or fault.path[1] not in raw:
-                continue
-            setting = str(fault.path[1])
-            if len(fault.path) > 2 and isinstance(raw[setting], Mapping):
-                raw[setting] = {key: value for key, value in raw[setting].items() if str(key) != str(fault.path[2])}
-            else:
-                del raw[setting]
-            self._report("error", "celery.invalid", f"{'.'.join(map(str, fault.path[1:]))} {fault.what}", fault.todo)
-        return construct(**{**fields, "celery": raw})
+        left = [fault for fault in faults if not self._drop(fields, fault)]
+        if left:
+            raise as_error(left, "the configuration made of Celery's")
+        return construct(**fields)
+
+    def _drop(self, fields: dict[str, Any], fault: Fault) -> bool:
+        """Leave out the setting behind a fault; False if there is none."""
+        raw = fields["celery"]
+        path = tuple(str(step) for step in fault.path)
+        if len(path) > 1 and path[0] == "celery" and path[1] in raw:
+            setting, option = path[1], path[2] if len(path) > 2 else None
+        else:
+            owner = next((field for field in self._lifted if path[: len(field)] == field), None)
+            if owner is None:
+                return False
+            setting, option = self._lifted[owner], None
+            place = fields
+            for step in owner[:-1]:
+                place = place[step]
+            place.pop(owner[-1], None)
+        if option is not None and isinstance(raw[setting], Mapping):
+            raw[setting] = {key: value for key, value in raw[setting].items() if str(key) != option}
+        else:
+            raw.pop(setting, None)
+        named = setting if option is None else f"{setting}[{option!r}]"
+        self._report("error", "celery.invalid", f"{named}: {fault.what}", fault.todo)
+        return True
 
     def _fields(self) -> dict[str, Any]:
         raw = dict(self._raw)
@@ -98,6 +116,7 @@ class Conversion:
             for step in parents:
                 place = place.setdefault(step, {})
             place.setdefault(name, said.value)
+            self._lifted[said.field] = said.setting
             for setting in ("imports", "include") if said.field == ("modules",) else (said.setting,):
                 if setting in _EXACT:
                     raw.pop(setting, None)

@@ -64,7 +64,8 @@ class QueueConfig(ConfigModel):
 
     Args:
         name: its name on the broker.
-        type: ``"quorum"`` or ``"classic"``; None: what the broker's ``queue_type`` says. RabbitMQ only.
+        type: ``"quorum"`` or ``"classic"``; None: what the broker's ``queue_type`` says, or classic where
+            ``max_priority`` is set. RabbitMQ only.
         declare: False for a queue of another system: it is used as it is, never declared.
         max_priority: RabbitMQ classic queues only: how many priority levels the queue is declared with.
     """
@@ -72,7 +73,7 @@ class QueueConfig(ConfigModel):
     name: str
     """Name of the queue on the broker."""
     type: QueueType | None = None
-    """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`."""
+    """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`, or `classic` where `max_priority` is set."""
     declare: bool = True
     """False for a queue of another system: used as it is, never declared."""
     max_priority: Annotated[int, Field(ge=1, le=255)] | None = None

@@ -17,7 +17,7 @@ from qbridge.config.suggest import did_you_mean
 from qbridge.exceptions import ConfigurationError
 from qbridge.retry import Retry
 
-__all__ = ["read_retry"]
+__all__ = ["read_retry", "write_retry"]
 
 _NUMBERS = TypeAdapter(int | float)
 
@@ -44,6 +44,16 @@ def read_retry(value: Any) -> Any:
     if "on" not in value:
         raise ConfigurationError("retry does not say which errors are tried again", "write on = ['ConnectionError']")
     return Retry(**{name: _errors(part) if name == "on" else _number(name, part) for name, part in value.items()})
+
+
+def write_retry(retry: Retry | None) -> dict[str, Any] | None:
+    """Write a policy as a file would; functions by their names only."""
+    if retry is None:
+        return None
+    written = {field.name: getattr(retry, field.name) for field in fields(retry)}
+    kinds = retry.on if isinstance(retry.on, tuple) else (retry.on,)
+    written["on"] = [f"{kind.__module__}.{getattr(kind, '__qualname__', type(kind).__qualname__)}" for kind in kinds]
+    return written
 
 
 def _number(name: str, value: Any) -> Any:
