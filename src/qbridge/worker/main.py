@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery.apps.worker import Worker
+from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
@@ -72,6 +73,10 @@ class _InProcessController(WorkController):  # type: ignore[misc]  # celery has 
         self.ready.set()
 
 
+def _shut_down() -> None:
+    raise WorkerShutdown(0)
+
+
 @contextmanager
 def in_process_worker(
     app: Any, *, pool: str, concurrency: int, queues: Iterable[str] | None, start_timeout: float, stop_timeout: float
@@ -131,7 +136,8 @@ def in_process_worker(
         yield controller
     finally:
         app.in_process_workers -= 1
-        controller.stop(in_sighandler=False)
+        # in the worker's own thread: two threads must not read one connection
+        controller.consumer.call_soon(_shut_down)
         thread.join(stop_timeout)
         if thread.is_alive():
             logger.warning("the worker inside this process is still running a task after %g s", stop_timeout)
