@@ -66,11 +66,13 @@ class RedisBroker(RedisServer, Broker, frozen=True):
 
     @property
     def socket_timeout(self) -> float:
-        """Seconds to wait for one answer: a third of ``publish_timeout``, between 2 and 15.
+        """Seconds to wait for one answer: a third of ``publish_timeout``, between 1.5 and 15.
 
-        The lower bound is kombu's: a worker's blocking pop is answered after up to one second.
+        Measured on a frozen (SIGSTOP) server: a send by kombu waits for three answers at most (the command, the ping
+        of the new connection, the command again), 10.02 s for a ``publish_timeout`` of 10. The lower bound leaves a
+        worker's blocking pop, which Redis answers after up to one second, time to be answered.
         """
-        return min(15.0, max(2.0, self.publish_timeout / 3))
+        return min(15.0, max(1.5, self.publish_timeout / 3))
 
     def celery_settings(self) -> dict[str, Any]:
         """The bounded way to use Redis as a broker."""
@@ -87,7 +89,7 @@ class RedisBroker(RedisServer, Broker, frozen=True):
             "broker_pool_acquire_timeout": self.publish_timeout,
             "broker_transport_options": self._transport_options(),
             "task_publish_retry": True,
-            "task_publish_retry_policy": publish_retry_policy(self.publish_timeout),
+            "task_publish_retry_policy": self._publish_retry_policy(),
         }
 
     def minimal_celery_settings(self) -> dict[str, Any]:
@@ -129,10 +131,8 @@ class RedisBroker(RedisServer, Broker, frozen=True):
             # Look for messages of dead workers every 10 s; kombu's default is every tenth time, about 100 s.
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
-            # One bucket per level: kombu names the list of a queue after it for step 0 and adds the step otherwise.
-            "priority_steps": [0, 3, 6, 9],
-            "queue_order_strategy": "round_robin",
-            **publish_retry_policy(self.publish_timeout),
+            # No priority_steps: kombu's are the same buckets, and qbridge's transport brings the order to take them in.
+            **self._publish_retry_policy(),
             **self.sentinel_options(self.socket_timeout),
         }
         if self.key_prefix:
@@ -171,8 +171,3 @@ class RedisBroker(RedisServer, Broker, frozen=True):
         from qbridge.backends.redis.check import check_broker  # opens connections: not needed to configure
 
         return check_broker(self)
-
-
-def publish_retry_policy(total: float) -> dict[str, Any]:
-    """kombu's retries of one publish, such that the waits between them stay a small part of ``total`` seconds."""
-    return {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": min(1.0, total / 10)}
