@@ -145,7 +145,7 @@ class RedisBroker(RedisServer, Broker, frozen=True):
             priorities="three levels",
             native_delays=False,
             publisher_confirms=True,
-            rpc_results=False,
+            rpc_results=True,
             notes=(
                 "the tasks of a killed worker wait for visibility_timeout",
                 "a task that runs, or waits for its countdown, longer than visibility_timeout runs twice",
