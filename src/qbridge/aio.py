@@ -37,7 +37,7 @@ def _loop() -> _Loop:
 
 
 def _after_fork() -> None:
-    global _lock, _current  # noqa: PLW0603 - a lock held by a thread of the parent would never be released here
+    global _lock, _current
     _lock, _current = threading.Lock(), None
 
 

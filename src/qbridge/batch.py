@@ -97,8 +97,9 @@ class _Outcome:
 def _send_group(app: Any, broker: Broker, group: Sequence[Entry], outcome: _Outcome) -> None:
     def once() -> None:
         with app.producer_or_acquire() as producer:
-            if isinstance(producer, BridgeProducer) and producer.connection.transport.driver_type == "amqp":
-                _windowed(producer, group, outcome)
+            connection: Any = producer.connection
+            if isinstance(producer, BridgeProducer) and connection.transport.driver_type == "amqp":
+                _windowed(producer, connection, group, outcome)
             else:
                 _grouped(producer, group, outcome)
 
@@ -124,9 +125,9 @@ class _Settled(QBridgeError):
         self.error = error
 
 
-def _windowed(producer: BridgeProducer, group: Sequence[Entry], outcome: _Outcome) -> None:
+def _windowed(producer: BridgeProducer, connection: Any, group: Sequence[Entry], outcome: _Outcome) -> None:
     """Publish without waiting, then wait for all confirmations."""
-    confirms = producer.connection.confirms()
+    confirms = connection.confirms()
     outcome.written.clear()
     producer.window = len(group)
     try:

@@ -9,13 +9,13 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import uuid4
 
 from qbridge.batch import send_batch
@@ -142,8 +142,7 @@ class Bridge(Declares):
 
     def _register(self, definition: TaskDefinition) -> Task[Any, Any]:
         with self._lock:
-            task = self._adopt(make_task(definition, self))
-            return task
+            return self._adopt(make_task(definition, self))
 
     def include(self, tasks: TaskSet) -> None:
         """Give the tasks of a set a home in this bridge.
@@ -195,10 +194,10 @@ class Bridge(Declares):
 
     def send(
         self,
-        name: str | TaskDefinition,
-        args: Any = (),
+        name: str,
+        args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[SendOptions],
     ) -> TaskResult[Any]:
         """Send a task by its name, for names known only at run time.
 
@@ -211,16 +210,15 @@ class Bridge(Declares):
         Raises:
             ArgumentsError, PayloadError, UnknownQueueError, BrokerUnavailable: as :meth:`Task.delay`.
         """
-        if isinstance(name, TaskDefinition):  # from a Task: encoded already
-            return self._send(name, cast(Call, args), kwargs or {})
         known = self._tasks.get(name)
         definition = known.definition if known is not None else self._undeclared(name)
         call = Call(definition.signature.encode_call(tuple(args), dict(kwargs or {})))
-        return self._send(definition, call, options)
+        return self.send_call(definition, call, options)
 
-    async def asend(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
-        """Send one call from a thread, so that the event loop is never blocked."""
-        return await self._in_thread(self._send, definition, call, options)
+    async def asend_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+        """Send one encoded call from a thread, so that the event loop is never blocked."""
+        sent: TaskResult[Any] = await self._in_thread(self.send_call, definition, call, options)
+        return sent
 
     def send_many(self, items: Iterable[Item]) -> list[TaskResult[Any]]:
         """Send many calls of any tasks at once.
@@ -244,7 +242,8 @@ class Bridge(Declares):
         send_batch(self.celery, self._config.broker, [(task, call, options) for _, task, call, options in prepared])
         return [self._handle(definition, options["task_id"]) for definition, _, _, options in prepared]
 
-    def _send(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+    def send_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+        """Send one encoded call; what ``Task.delay`` ends in."""
         self._before_send()
         app = self.celery
         task = self._celery_task(definition)
@@ -296,7 +295,7 @@ class Bridge(Declares):
         def ask() -> tuple[int, ...]:
             with self.celery.pool.acquire(block=True) as connection:
                 text = str(connection.connection.server_properties.get("version", "0"))
-            return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
+            return tuple(int(part) for part in text.split("-", maxsplit=1)[0].split(".") if part.isdigit())
 
         return Attempts(self.celery, self._config.broker).run(ask)
 

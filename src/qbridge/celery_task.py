@@ -39,7 +39,7 @@ class _Run:
         self.task.try_again(None, wait)
 
 
-class TypedTask(CeleryTask):  # type: ignore[misc]  # celery has no types
+class TypedTask(CeleryTask):
     """A typed task as Celery sees it: JSON in, JSON out."""
 
     abstract = True

@@ -38,9 +38,11 @@ class Run(Protocol):
 
     def report(self, state: str, meta: Mapping[str, Any]) -> None:
         """Store an intermediate state."""
+        ...
 
     def try_again(self, wait: float | None) -> NoReturn:
         """End this attempt and schedule another."""
+        ...
 
 
 class _Detached:

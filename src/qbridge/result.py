@@ -26,24 +26,31 @@ class ResultReader(Protocol):
     @property
     def default_timeout(self) -> float:
         """Seconds that a ``get()`` without a timeout waits."""
+        ...
 
     def wait(self, task_id: str, timeout: float) -> Meta:
         """Return the stored outcome as soon as there is one."""
+        ...
 
     async def wait_async(self, task_id: str, timeout: float) -> Meta:
         """Do the same without blocking the event loop."""
+        ...
 
     def look(self, task_id: str) -> Meta:
         """Return what is stored now."""
+        ...
 
     async def look_async(self, task_id: str) -> Meta:
         """Do the same without blocking the event loop."""
+        ...
 
     def forget(self, task_id: str) -> None:
         """Delete what is stored."""
+        ...
 
     def revoke(self, task_id: str, *, terminate: bool) -> None:
         """Tell the workers not to run it."""
+        ...
 
 
 class TaskResult(Generic[R_co]):
@@ -122,7 +129,7 @@ class TaskResult(Generic[R_co]):
             return None
         try:
             return self._outcome(meta)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outcome may be any error
             return error
 
     @property
@@ -243,12 +250,12 @@ def _rebuilt(module: str, name: str, arguments: list[Any]) -> Exception | None:
         return None
     try:
         return found(*arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a constructor may raise anything
         return None
 
 
 def _text_of(error: Exception) -> str | None:
     try:
         return str(error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - so may __str__
         return None

@@ -57,7 +57,7 @@ class TaskDefinition:
             )
         if self.options.get("priority") not in (None, "low", "normal", "high"):
             raise ConfigurationError(
-                f"task {self.name}: priority={self.options['priority']!r} is not a priority",
+                f"task {self.name}: priority={self.options.get('priority')!r} is not a priority",
                 "Give 'low', 'normal' or 'high'.",
             )
         if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
@@ -74,20 +74,25 @@ class TaskDefinition:
 class Sender(Protocol):
     """What a task asks of the bridge that it belongs to."""
 
-    def send(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+    def send_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
         """Send one call."""
+        ...
 
-    async def asend(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
+    async def asend_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
         """Send one call without blocking the event loop."""
+        ...
 
     def send_all(self, calls: Iterable[tuple[TaskDefinition, Call, Mapping[str, Any]]]) -> list[TaskResult[Any]]:
         """Send many calls."""
+        ...
 
     def check_queue(self, name: str) -> None:
         """Refuse a queue that nobody declared."""
+        ...
 
     def queue_of(self, definition: TaskDefinition) -> str:
         """Return the queue that a task goes to."""
+        ...
 
 
 class Call(tuple[list[Any], dict[str, Any]]):
@@ -153,11 +158,11 @@ class Task(Generic[P, R_co]):
             PayloadError: if they have no JSON form or are too large.
             BrokerUnavailable: if the broker does not take the message within ``publish_timeout``.
         """
-        return self._bound().send(self._definition, self._encoded(args, kwargs), self._options)
+        return self._bound().send_call(self._definition, self._encoded(args, kwargs), self._options)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R_co]:
         """Send a call without blocking the event loop; else as :meth:`delay`."""
-        return await self._bound().asend(self._definition, self._encoded(args, kwargs), self._options)
+        return await self._bound().asend_call(self._definition, self._encoded(args, kwargs), self._options)
 
     def using(self, **options: Unpack[SendOptions]) -> Task[P, R_co]:
         """Return the same task with other send options; arguments stay typed.
@@ -169,8 +174,9 @@ class Task(Generic[P, R_co]):
         """
         checked_send_options(options)
         merged = {**self._options, **options}
-        if self._sender is not None and options.get("queue") is not None:
-            self._sender.check_queue(str(options["queue"]))
+        queue = options.get("queue")
+        if self._sender is not None and queue is not None:
+            self._sender.check_queue(queue)
         return type(self)(self._definition, self._sender, merged)
 
     def item(self, *args: P.args, **kwargs: P.kwargs) -> Item:

@@ -56,7 +56,7 @@ class Signature:
         self._result = Fields(f"task {task}", {_RESULT: hints.get("return", Any)})
 
     def _annotation(self, parameter: inspect.Parameter, hints: Mapping[str, Any], task: str) -> Any:
-        hint = hints.get(parameter.name, Any)
+        hint: Any = hints.get(parameter.name, Any)
         if getattr(hint, "__module__", "") == "qbridge.context" and getattr(hint, "__name__", "") == "TaskContext":
             raise ConfigurationError(
                 f"task {task}: parameter {parameter.name!r} is annotated TaskContext",
@@ -109,7 +109,7 @@ class Signature:
             raise self._arguments_error(self._fields.faults(error)) from None
         for name, value in checked.items():
             other = arrived.get(name)
-            if type(other) is not type(value) or (other != value and value == value):  # noqa: PLR0124 - NaN is not equal to itself
+            if type(other) is not type(value) or (other != value and value == value):
                 fault = {
                     "loc": [name],
                     "msg": f"would arrive as {type(other).__name__} instead of {type(value).__name__}: its JSON form "
@@ -256,6 +256,8 @@ def result_decoder(annotation: Any) -> Callable[[Any], Any]:
         try:
             return fields.read({_RESULT: value}, strict=True)[_RESULT]
         except ValidationError as error:
-            raise PayloadError(f"the stored result does not fit {annotation!r}: {_told(fields.faults(error))}") from None
+            raise PayloadError(
+                f"the stored result does not fit {annotation!r}: {_told(fields.faults(error))}"
+            ) from None
 
     return decode

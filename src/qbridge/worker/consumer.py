@@ -20,7 +20,7 @@ logger = get_logger(__name__)
 _NOT_A_CONNECTION = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
-class BridgeConsumer(Consumer):  # type: ignore[misc]  # celery has no types
+class BridgeConsumer(Consumer):
     """Celery's consumer, with four differences.
 
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
@@ -43,7 +43,7 @@ class BridgeConsumer(Consumer):  # type: ignore[misc]  # celery has no types
             return super().call_soon_ack(p, *args, **kwargs)
         return p(*args, **kwargs)
 
-    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return Celery's message handler inside a guard."""
         handle = super().create_task_handler(*args, **kwargs)
         connection_errors = tuple(
@@ -55,7 +55,7 @@ class BridgeConsumer(Consumer):  # type: ignore[misc]  # celery has no types
                 return handle(message)
             except connection_errors:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a message does
                 self.refuse(message, error)
                 return None
 

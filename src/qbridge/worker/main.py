@@ -1,4 +1,4 @@
-"""How a worker starts: the process behind ``qbridge worker`` and ``celery -A … worker``, and the one inside a process."""
+"""How a worker starts: the program behind ``qbridge worker`` and ``celery worker``, and one inside a process."""
 
 from __future__ import annotations
 
@@ -42,16 +42,8 @@ def _limits_message(names: Iterable[str]) -> tuple[str, str]:
     )
 
 
-class BridgeWorker(Worker):  # type: ignore[misc]  # celery has no types
+class BridgeWorker(Worker):
     """Celery's worker program; refuses to start where it could not keep a promise."""
-
-    def on_before_init(self, **kwargs: Any) -> None:
-        """Check before anything is started.
-
-        Raises:
-            ConfigurationError: if the pool cannot enforce a task's time limit.
-        """
-        super().on_before_init(**kwargs)
 
     def on_init_blueprint(self) -> None:
         """Check once the pool is known and the tasks are imported."""
@@ -61,7 +53,7 @@ class BridgeWorker(Worker):  # type: ignore[misc]  # celery has no types
             raise ConfigurationError(*_limits_message(names))
 
 
-class _InProcessController(WorkController):  # type: ignore[misc]  # celery has no types
+class _InProcessController(WorkController):
     """A worker without a program: no signals, no logging set-up, no process-wide app."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -119,7 +111,7 @@ def in_process_worker(
         state.should_terminate = None
         try:
             controller.start()
-        except BaseException as error:  # a worker's failure must reach the thread that waits for it
+        except BaseException as error:  # noqa: BLE001 - a worker's failure must reach the thread that waits for it
             failure.append(error)
         finally:
             controller.ready.set()
@@ -137,7 +129,8 @@ def in_process_worker(
     finally:
         app.in_process_workers -= 1
         # in the worker's own thread: two threads must not read one connection
-        controller.consumer.call_soon(_shut_down)
+        consumer: Any = controller.__dict__["consumer"]
+        consumer.call_soon(_shut_down)
         thread.join(stop_timeout)
         if thread.is_alive():
             logger.warning("the worker inside this process is still running a task after %g s", stop_timeout)

@@ -1,4 +1,4 @@
-"""Pools for a worker inside an application's process: tasks run under the worker's app, not the process's default one."""
+"""Pools for a worker inside an application's process: tasks run under its app, not the process's default one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _under(app: Any, target: Any) -> Any:
     return partial(trace_task_ret, app=app) if target is trace_task_ret else target
 
 
-class SoloPool(solo.TaskPool):  # type: ignore[misc]  # celery has no types
+class SoloPool(solo.TaskPool):
     """Celery's solo pool, bound to its app."""
 
     # process-wide in Celery: True would forbid waiting for results in every thread of the application
@@ -24,15 +24,15 @@ class SoloPool(solo.TaskPool):  # type: ignore[misc]  # celery has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        inline = self.on_apply  # Celery sets it per instance
+        inline: Any = self.__dict__["on_apply"]  # Celery sets it per instance
 
         def on_apply(target: Any, *given: Any, **named: Any) -> Any:
             return inline(_under(self.app, target), *given, **named)
 
-        self.on_apply = on_apply
+        self.__dict__["on_apply"] = on_apply
 
 
-class ThreadPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
+class ThreadPool(thread.TaskPool):
     """Celery's thread pool, bound to its app."""
 
     task_join_will_block = False

@@ -9,7 +9,7 @@ from celery.worker.request import Request
 __all__ = ["TypedRequest"]
 
 
-class TypedRequest(Request):  # type: ignore[misc]  # celery has no types
+class TypedRequest(Request):
     """Celery's request, which hands the pool the body that the strategy has read instead of bytes to read again.
 
     Without a content type the tracer takes the body as ``(args, kwargs, embed)``.
