@@ -68,6 +68,8 @@ class EmbeddedBroker(Broker, frozen=True):
         return url_of(self.path)
 
     def celery_settings(self) -> dict[str, Any]:
+        from qbridge.backends.embedded import register  # noqa: F401 - whoever gets the URL must be able to use it
+
         return {
             "broker_url": self.celery_url(),
             "broker_transport_options": {"publish_timeout": self.publish_timeout},
@@ -75,6 +77,8 @@ class EmbeddedBroker(Broker, frozen=True):
         }
 
     def minimal_celery_settings(self) -> dict[str, Any]:
+        from qbridge.backends.embedded import register  # noqa: F401 - see celery_settings
+
         settings: dict[str, Any] = {"broker_url": self.celery_url()}
         if "publish_timeout" in self.model_fields_set:
             settings["broker_transport_options"] = {"publish_timeout": self.publish_timeout}
