@@ -56,6 +56,8 @@ _WIDER: Mapping[str, str] = {
     "broker_write_url": "string or strings",
     "broker_use_ssl": "bool or dict",
     "broker_failover_strategy": "string or callable",
+    "broker_heartbeat": "float",
+    "broker_heartbeat_checkrate": "float",
     "broker_password": "string or callable",
     "broker_login_method": "string",
     "cassandra_port": "int or string",

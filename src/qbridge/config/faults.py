@@ -107,8 +107,10 @@ def read_faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
         if isinstance(raised, BaseException):
             found += faults_of(raised, path)
         elif line["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            todo = did_you_mean(str(path[-1]), siblings) or (f"known here: {', '.join(siblings)}" if siblings else "")
-            found.append(Fault(path, "no such field", todo))
+            name = str(path[-1])
+            todo = did_you_mean(name, siblings) or (f"known here: {', '.join(siblings)}" if siblings else "")
+            elsewhere = _kinds_with(name, path, root)
+            found.append(Fault(path, f"no such field here, only on {elsewhere}" if elsewhere else "no such field", todo))
         elif line["type"] == "literal_error":
             words = [part.strip(" '") for part in str(context.get("expected", "")).replace(" or ", ",").split(",")]
             todo = did_you_mean(line["input"], words) if isinstance(line["input"], str) else ""
@@ -120,6 +122,12 @@ def read_faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
 
 def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
+
+
+def _kinds_with(name: str, path: Path, root: Node) -> str:
+    """The kinds of the union around a field that do have it."""
+    node = root.children.get(str(path[0]), Node()) if len(path) == 2 else Node()
+    return " and ".join(model.__name__ for model in node.kinds.values() if name in model.model_fields)
 
 
 def _clean(loc: tuple[str | int, ...], root: Node) -> tuple[Path, list[str]]:

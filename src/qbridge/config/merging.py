@@ -70,15 +70,19 @@ class Merged:
     def add(self, said: Said) -> None:
         """Lay one value over what is there."""
         *parents, name = said.path
+        if len(parents) == 1 and name in ("kind", "url") and self._starts_anew(parents[0], {name: said.value}):
+            self._forget((parents[0],))
+            self.values.pop(parents[0], None)
         place, node = self.values, self._root
         for depth, step in enumerate(parents, 1):
-            place, node = self._open(place, node, tuple(said.path[:depth])), node.children.get(step, Node())
+            node = node.children.get(step, Node())
+            place = self._open(place, node, tuple(said.path[:depth]))
         self._lay(place, node.children.get(name, Node()), said)
 
     def _lay(self, place: dict[str, Any], node: Node, said: Said) -> None:
         name = said.path[-1]
         refines = isinstance(said.value, Mapping) and bool(node.children or node.free) and not node.many
-        if not refines or (node.kinds and self._starts_anew(place.get(name), said.value)):
+        if not refines or (len(said.path) == 1 and self._starts_anew(name, said.value)):
             self._forget(said.path)
             place.pop(name, None)
         if not refines:
@@ -90,14 +94,21 @@ class Merged:
         for key, value in said.value.items():
             self._lay(inner, node.children.get(str(key), Node()), Said((*said.path, str(key)), value, said.source))
 
-    def _starts_anew(self, base: Any, part: Mapping[Any, Any]) -> bool:
-        """True where another kind of room is meant than the one that is there."""
+    def _starts_anew(self, field: str, part: Mapping[Any, Any]) -> bool:
+        """True where another room is described than the one that is there."""
+        base = self.values.get(field)
+        side = _SIDES.get(field)
+        if side is None or base is None:
+            return False
         if "url" in part:
             return True
-        if "kind" not in part or base is None:
+        if "kind" not in part:
             return False
-        if isinstance(base, str):
-            return True  # cannot be told before the URL is read; whoever names the kind describes it whole
+        if (text := url_text(base)) is not None:
+            try:
+                return bool(side.kind_of_url(text) != part["kind"])
+            except ConfigurationError:
+                return True
         return bool(part["kind"] != (base.get("kind") if isinstance(base, Mapping) else getattr(base, "kind", None)))
 
     def _open(self, place: dict[str, Any], node: Node, path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class QueueConfig(ConfigModel):
     name: str
     """Name of the queue on the broker."""
     type: QueueType | None = None
-    """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`, or `classic` where `max_priority` is set."""
+    """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`, or `classic` if it has `max_priority`."""
     declare: bool = True
     """False for a queue of another system: used as it is, never declared."""
     max_priority: Annotated[int, Field(ge=1, le=255)] | None = None

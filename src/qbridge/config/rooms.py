@@ -81,7 +81,7 @@ class Side:
         Raises:
             ConfigurationError: if the scheme is unknown or the room cannot read the rest.
         """
-        kind = self._kind_of_url(url)
+        kind = self.kind_of_url(url)
         if url.startswith("unix://"):  # redis-py's word for kombu's redis+socket
             url = f"redis+socket{url.removeprefix('unix')}"
         model = self.rooms[kind]
@@ -93,7 +93,15 @@ class Side:
         known = {scheme: kind for kind, model in self.rooms.items() for scheme in model.schemes}
         return {**known, "unix": "redis"}
 
-    def _kind_of_url(self, url: str) -> str:
+    def kind_of_url(self, url: str) -> str:
+        """Tell which room a URL means, without reading the rest of it.
+
+        Args:
+            url: with its password, if any.
+
+        Raises:
+            ConfigurationError: if no room is meant.
+        """
         if url in self.rooms:
             return url
         if url in _BARE and _BARE[url] in self.rooms:
@@ -118,7 +126,7 @@ class Side:
         url = given.get("url")
         kind = given.get("kind")
         if url is not None and (text := url_text(url)) is not None:
-            of_url = self._kind_of_url(text)
+            of_url = self.kind_of_url(text)
             if kind is not None and kind != of_url:
                 raise ConfigurationError(
                     f"the {self.word} has a kind and the URL of another, {of_url!r}", "leave kind out"
