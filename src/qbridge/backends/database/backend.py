@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from celery import states
 from celery.backends.base import BaseBackend
 from celery.backends.database import DatabaseBackend as CeleryDatabaseBackend
-from celery.exceptions import ImproperlyConfigured, TimeoutError
+from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import result_from_tuple
 from celery.utils.imports import symbol_by_name
 from celery.utils.time import get_exponential_backoff_interval, maybe_timedelta
@@ -39,7 +40,7 @@ __all__ = ["DatabaseBackend"]
 ensure_bytes = cast("Callable[[Any], bytes]", encoding.ensure_bytes)  # kombu leaves it without types
 
 _BATCH = 500
-_CREATE_ATTEMPTS = 10
+_CREATE_ATTEMPTS = 6
 
 
 class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
@@ -96,7 +97,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
         """Close the pooled connections."""
         self._pooled.close()
 
-    def ResultSession(self, session_manager: Any = None) -> Session:
+    def ResultSession(self, session_manager: Any = None) -> Session:  # noqa: N802 - Celery's name
         """A session on the pooled engine; the tables are there."""
         self._find_layout()
         return Session(self.engine, autoflush=False, expire_on_commit=False)
@@ -127,7 +128,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
                 # Several processes start at once, and looking whether a table is there is not the same as making it.
                 if not missing_tables(engine, self.tables):
                     return
-                if isinstance(exc, ProgrammingError) or attempt == _CREATE_ATTEMPTS - 1:
+                if attempt == _CREATE_ATTEMPTS - 1:
                     self._refuse(engine, f"they could not be made ({type(exc.orig).__name__})", exc)
                 time.sleep(0.01 * 2**attempt)
             else:
@@ -318,7 +319,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
             if bytes(payload[:1]) != b"\x80":
                 raise
             raise PayloadError(
-                "A stored result is a pickle, as Celery before 5.7 wrote them; it is not loaded, since a pickle can run code",
+                "A stored result is a pickle, as Celery before 5.7 wrote them. It is not loaded: it could run code",
                 "Let the task run again, or read it once with plain Celery and store it as JSON.",
             ) from exc
 
@@ -342,7 +343,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
                 on_interval()
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError("The operation timed out.")
+                raise CeleryTimeout("The operation timed out.")
             time.sleep(pause if left is None else min(pause, left))
             pause = min(pause * 1.5, interval)
 

@@ -20,6 +20,8 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.pool import QueuePool
 
+from qbridge.backends.forking import begin_anew_after_fork
+
 __all__ = ["Guard", "PooledEngine"]
 
 
@@ -108,20 +110,18 @@ class PooledEngine:
         self._operation_timeout = operation_timeout
         self._inherited: list[Any] = []
         self._engine: Engine | None = None
-        self._start()
+        self._lock = threading.Lock()
+        begin_anew_after_fork(self)
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """Leave the parent's connections alone: not to be closed, nor to be closed by the garbage collector."""
+        if self._engine is not None:
+            self._inherited.append(self._engine)
+        self._engine = None
         self._lock = threading.Lock()
 
     def get(self) -> Engine:
         """The engine; made at first use in this process."""
-        if self._pid != os.getpid():
-            # A forked child. The parent's connections are not ours to close, nor to let the garbage collector close.
-            if self._engine is not None:
-                self._inherited.append((self._engine, self._engine.pool))
-            self._engine = None
-            self._start()
         engine = self._engine
         if engine is None:
             with self._lock:
@@ -132,11 +132,10 @@ class PooledEngine:
 
     def close(self) -> None:
         """Close all pooled connections; a later use opens new ones."""
-        if self._pid == os.getpid() and self._engine is not None:
-            with self._lock:
-                engine, self._engine = self._engine, None
-            if engine is not None:
-                engine.dispose()
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
 
     def _make(self) -> Engine:
         url = make_url(self._url)

@@ -82,7 +82,11 @@ class ResultTables:
         )
 
     def statements(self, dialect: Dialect) -> str:
-        """The SQL that creates both tables, for an administrator to run."""
+        """The SQL that creates both tables, for an administrator to run.
+
+        Args:
+            dialect: of an engine that was connected: it then knows whether the server has sequences.
+        """
         made: list[Any] = []
         for table in self.metadata.sorted_tables:
             default = table.c.id.default
@@ -135,6 +139,7 @@ class Layout:
         """
         inspector = sa.inspect(engine)
         task, group = tables.task, tables.group
+        task_insert, group_insert = (_insertable(inspector, engine.dialect, table) for table in (task, group))
         there = {column["name"] for column in inspector.get_columns(task.name, schema=task.schema)}
         wanted = _PLAIN + EXTENDED if extended else _PLAIN
         columns = tuple(name for name in wanted if name in there)
@@ -146,12 +151,12 @@ class Layout:
         dialect = engine.dialect.name
         return cls(
             columns=columns,
-            upsert=_upsert(dialect, task, "task_id", written, open_only=True)
+            upsert=_upsert(dialect, task, task_insert, "task_id", written, open_only=True)
             if _is_unique(inspector, task, "task_id")
             else None,
             update=sa.update(task).where(task.c.task_id == key, _open(task)).values(values),
-            insert=sa.insert(task).values({name: _parameter(task, name) for name in columns}).inline(),
-            upsert_group=_upsert(dialect, group, "taskset_id", ["result", "date_done"], open_only=False)
+            insert=sa.insert(task_insert).values({name: _parameter(task, name) for name in columns}).inline(),
+            upsert_group=_upsert(dialect, group, group_insert, "taskset_id", ["result", "date_done"], open_only=False)
             if _is_unique(inspector, group, "taskset_id")
             else None,
         )
@@ -166,11 +171,23 @@ def _parameter(table: sa.Table, name: str) -> Any:
     return sa.bindparam(f"new_{name}", type_=table.c[name].type)
 
 
-def _upsert(dialect: str, table: sa.Table, key: str, written: list[str], *, open_only: bool) -> Any:
+def _insertable(inspector: Any, dialect: Dialect, table: sa.Table) -> Any:
+    """The table to insert into: one that numbers its rows by itself, if the sequence that Celery uses is missing."""
+    default = table.c.id.default
+    if (
+        not dialect.supports_sequences
+        or not isinstance(default, sa.Sequence)
+        or inspector.has_sequence(default.name, schema=default.schema)
+    ):
+        return table
+    return sa.table(table.name, *(sa.column(each.name, each.type) for each in table.c), schema=table.schema)
+
+
+def _upsert(dialect: str, table: sa.Table, target: Any, key: str, written: list[str], *, open_only: bool) -> Any:
     values = {name: _parameter(table, name) for name in [key, *written]}
     if dialect in ("postgresql", "sqlite"):
         kind = postgresql if dialect == "postgresql" else sqlite
-        insert: Any = kind.insert(table).values(values).inline()
+        insert: Any = kind.insert(target).values(values).inline()
         new = {name: insert.excluded[name] for name in written}
         if "stamps" in new:
             new["stamps"] = sa.func.coalesce(new["stamps"], table.c.stamps)
@@ -178,7 +195,7 @@ def _upsert(dialect: str, table: sa.Table, key: str, written: list[str], *, open
             index_elements=[table.c[key]], set_=new, where=_open(table) if open_only else None
         )
     if dialect in ("mysql", "mariadb"):
-        insert = mysql.insert(table).values(values).inline()
+        insert = mysql.insert(target).values(values).inline()
         new = {name: insert.inserted[name] for name in written}
         if "stamps" in new:
             new["stamps"] = sa.func.coalesce(new["stamps"], table.c.stamps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from kombu import serialization
 from kombu.exceptions import OperationalError
 
 from qbridge.backends.deadline import deadline
+from qbridge.backends.forking import begin_anew_after_fork
 from qbridge.backends.rpc.inbox import LIMIT, Reply, ReplyInbox
 from qbridge.backends.rpc.receiver import ReplyReceiver
 from qbridge.backends.watching import Outcome
@@ -41,6 +41,13 @@ class _Replies:
         options = app.conf.result_backend_transport_options or {}
         self.inbox = ReplyInbox(backend.expires, int(options.get("max_kept_results", LIMIT)))
         self.receiver = ReplyReceiver(app, backend.reply_queue, backend.take_delivery, self.inbox.expire)
+        self._shelf = app.__dict__
+        begin_anew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's connection alone; keeping the object keeps it open."""
+        inherited = self._shelf.pop("_qbridge_replies", None)
+        self._shelf.setdefault("_qbridge_inherited_replies", []).append(inherited)
 
 
 class RPCBackend(TypedResultMixin, CeleryRPCBackend):
@@ -64,10 +71,6 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
         # Kept by the app: two backends on one queue would each get half of the replies.
         shelf = self.app.__dict__
         replies = shelf.get("_qbridge_replies")
-        if replies is not None and replies.receiver.pid != os.getpid():
-            # A forked child. The parent's connection stays open and untouched; keeping the object keeps it so.
-            shelf.setdefault("_qbridge_inherited_replies", []).append(shelf.pop("_qbridge_replies", None))
-            replies = None
         if replies is None:
             replies = shelf.setdefault("_qbridge_replies", _Replies(self))
         return cast("_Replies", replies)
@@ -173,7 +176,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
     def close(self) -> None:
         """Stop receiving and delete the reply queue; sending tasks with results raises from now on."""
         replies = self.app.__dict__.get("_qbridge_replies")
-        if replies is not None and replies.receiver.pid == os.getpid():
+        if replies is not None:
             replies.receiver.close()
 
     # -- Celery's own API

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import threading
 import time
@@ -60,7 +59,6 @@ class ReplyReceiver:
         self._connected = False
         self._failures = 0
         self._reason: str | None = None
-        self.pid = os.getpid()
 
     def receive_for(self, address: str) -> None:
         """Make sure that replies to ``address`` reach this process: returns once its queue exists.
