@@ -1,4 +1,4 @@
-"""Which database keeps the results, and how is it reached? The model, and the Celery and SQLAlchemy settings it means."""
+"""Which database keeps the results, and how is it reached? The model, and the settings that it means."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class RabbitMQBroker(Broker, frozen=True):
             hosts: Sequence[str] = (),
             port: int | None = None,
             username: str = "guest",
-            password: str | SecretStr = "guest",
+            password: str | SecretStr = "guest",  # noqa: S107 - RabbitMQ's own default account
             vhost: str = "/",
             tls: TLS | bool | None = None,
             heartbeat: float = 60.0,
@@ -176,7 +176,7 @@ class RabbitMQBroker(Broker, frozen=True):
         if len(self.servers) > 1:
             settings |= {"broker_user": self.username, "broker_password": self.password.get_secret_value()}
         if self.tls is not None:
-            settings["broker_use_ssl"] = self._ssl(self.tls)
+            settings["broker_use_ssl"] = self.ssl_options()
         if "heartbeat" in self.model_fields_set:
             settings["broker_heartbeat"] = self.heartbeat
         if "connect_timeout" in self.model_fields_set:
@@ -196,17 +196,23 @@ class RabbitMQBroker(Broker, frozen=True):
             **self._publish_retry_policy(),
         }
 
-    def _ssl(self, tls: TLS) -> dict[str, Any]:
+    def ssl_options(self, server: Address | None = None) -> dict[str, Any]:
+        """py-amqp's ``ssl`` options, verification on unless ``tls`` says otherwise.
+
+        Args:
+            server: the one that is connected to; None: whichever it will be.
+        """
+        tls = self.tls or TLS()
         options: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE}
         for name, path in (("ca_certs", tls.ca_file), ("certfile", tls.cert_file), ("keyfile", tls.key_file)):
             if path is not None:
                 options[name] = str(path)
         if not tls.checks_hostname:
             return options  # py-amqp compares host names if and only if server_hostname is set
-        if tls.server_hostname is not None or len(self.servers) == 1:
-            options["server_hostname"] = tls.server_hostname or self.servers[0].host
-            return options
-        return HostnameOfTheMoment(options, server_hostname=None)
+        if server is None and tls.server_hostname is None and len(self.servers) > 1:
+            return HostnameOfTheMoment(options, server_hostname=None)
+        options["server_hostname"] = tls.server_hostname or (server or self.servers[0]).host
+        return options
 
     @property
     def capabilities(self) -> BrokerCapabilities:
@@ -257,10 +263,16 @@ class RabbitMQBroker(Broker, frozen=True):
             "deleted first, its arguments cannot change.",
         )
 
-    def check(self, queues: Sequence[Any] = ()) -> Iterable[Finding]:
-        from qbridge.backends.rabbitmq.check import check  # opens connections: not needed to configure
+    def check(self, queues: Sequence[Any] = (), *, plain: bool = False) -> Iterable[Finding]:
+        """Look at the live server and say what is fine and what is not; changes nothing there.
 
-        return check(self, queues)
+        Args:
+            queues: the ``QueueConfig`` objects that the bridge knows.
+            plain: whether they are declared as plain Celery does (``defaults="celery"``).
+        """
+        from qbridge.backends.rabbitmq.check import check  # loads py-amqp: not needed to configure
+
+        return check(self, queues, plain=plain)
 
 
 class HostnameOfTheMoment(dict[str, Any]):
