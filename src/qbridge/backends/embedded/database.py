@@ -148,6 +148,9 @@ class Database:
         """
         self.read("SELECT 1")
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with self.lock:
@@ -202,7 +205,8 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            foreign = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            if foreign and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:  # still not
                 raise FileUnavailable(
                     f"The file {self.path} is a SQLite database of another program, not an embedded broker's. "
                     "Name another path"
