@@ -35,13 +35,13 @@ class Retry:
     """Try a failed task again, each time after a longer wait.
 
     The wait after attempt ``n`` is ``min(wait_max, wait_initial * wait_exp_base ** (n - 1) + random(0, wait_jitter))``
-    (tenacity's ``wait_exponential_jitter``).
+    (the exponential part is tenacity's ``wait_exponential``).
 
     Args:
         on: which errors: an exception type, a tuple of them, or a function of the exception that returns False,
             True, or the time to wait (a server's Retry-After).
         attempts: how many runs in all, the first one included.
-        timeout: seconds or timedelta after the first run's start beyond which no further attempt begins; None: no bound.
+        timeout: seconds or timedelta after the first run's start; no attempt begins later. None: no bound.
         wait_initial: seconds or timedelta before the second attempt.
         wait_max: no wait is longer than this.
         wait_exp_base: factor from one wait to the next.
@@ -105,11 +105,8 @@ class Retry:
         return on(error)
 
     def _computed(self, attempt: int) -> float:
-        strategy = tenacity.wait_exponential_jitter(
-            initial=_seconds("wait_initial", self.wait_initial),
-            max=self._bound,
-            exp_base=self.wait_exp_base,
-            jitter=0,
+        strategy = tenacity.wait_exponential(
+            multiplier=_seconds("wait_initial", self.wait_initial), max=self._bound, exp_base=self.wait_exp_base
         )
         # tenacity's strategies read nothing but the attempt's number from the call state
         wait = strategy(cast(Any, SimpleNamespace(attempt_number=attempt)))

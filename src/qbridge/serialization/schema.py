@@ -15,6 +15,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaSerializer, SchemaValidator, to_json
 
 from qbridge.exceptions import ConfigurationError
+from qbridge.serialization.typed_dicts import readable
 
 __all__ = ["Fields", "wire_json"]
 
@@ -137,6 +138,7 @@ class Fields:
 
     def __init__(self, owner: str, annotations: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> None:
         self.names = tuple(annotations)
+        annotations = {name: readable(annotation) for name, annotation in annotations.items()}
         self._keys = {name: f"f{index}" for index, name in enumerate(self.names)}
         self._names = {key: name for name, key in self._keys.items()}
         for name, annotation in annotations.items():

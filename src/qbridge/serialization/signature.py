@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 
 from qbridge.exceptions import ArgumentsError, ConfigurationError, PayloadError
 from qbridge.serialization.kombu_types import has_kombu_types, revive
-from qbridge.serialization.schema import Fields
+from qbridge.serialization.schema import Fields, wire_json
 
 __all__ = ["Signature", "result_decoder"]
 
@@ -65,7 +65,7 @@ class Signature:
         if parameter.name == self._star:
             return tuple[hint, ...]
         if parameter.name == self._double_star:
-            unpacked = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Unpack else None
+            unpacked: Any = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Unpack else None
             return unpacked if unpacked is not None else dict[str, hint]
         return hint
 
@@ -84,6 +84,7 @@ class Signature:
         values = self._bind(args, kwargs)
         try:
             checked, dumped = self._fields.encode(values, strict=self.strict)
+            wire_json(dumped)  # text that is not Unicode fails here, not in the worker
         except ValidationError as error:
             raise self._arguments_error(self._fields.faults(error)) from None
         except (PydanticSerializationError, ValueError) as error:
