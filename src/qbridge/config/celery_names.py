@@ -23,9 +23,11 @@ from qbridge.config.suggest import closest
 __all__ = [
     "RawSettings",
     "check_setting",
+    "closest_old_name",
     "closest_setting",
     "known_settings",
     "new_name",
+    "old_names",
     "overlay",
     "parse_setting",
     "zone_exists",
@@ -201,7 +203,29 @@ def closest_setting(bare: str) -> str | None:
     for family in ("task", "worker", "result", "broker", "beat"):
         if f"{family}_{bare}" in known_settings():
             return f"{family}_{bare}"
-    return closest(bare, known_settings())
+    meant = closest(bare, known_settings())
+    # The first word must be alike too: plugins have settings of their own, redbeat_lock_timeout is no redis_... .
+    if meant is None or not closest(bare.partition("_")[0], [meant.partition("_")[0]], likeness=0.7):
+        return None
+    return meant
+
+
+def old_names(setting: str) -> list[str]:
+    """The names of Celery 3 for one of today's settings.
+
+    Args:
+        setting: today's name.
+    """
+    return [old for old, new in _old_names().items() if new == setting]
+
+
+def closest_old_name(name: str) -> str | None:
+    """The name of Celery 3 that was probably meant.
+
+    Args:
+        name: what was written.
+    """
+    return closest(name, _old_names(), likeness=0.75)
 
 
 def check_setting(name: str, value: Any) -> Fault | None:
@@ -355,7 +379,7 @@ class RawSettings(Mapping[str, Any]):
         return hash(frozenset(self._settings))  # values may be unhashable; equal settings have equal names
 
     def masked(self) -> dict[str, Any]:
-        """The settings for a printed dump: whatever may be a secret is ``**``."""
+        """The settings for a printed dump: only numbers and switches are shown, everything else is ``**``."""
         return {name: value if _shows(value) and not _HIDDEN.search(name) else "**" for name, value in self.items()}
 
 
@@ -387,4 +411,4 @@ def overlay(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, An
 
 
 def _shows(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "://" not in value)
+    return value is None or isinstance(value, (bool, int, float))

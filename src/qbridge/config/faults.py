@@ -110,7 +110,9 @@ def read_faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
             name = str(path[-1])
             todo = did_you_mean(name, siblings) or (f"known here: {', '.join(siblings)}" if siblings else "")
             elsewhere = _kinds_with(name, path, root)
-            found.append(Fault(path, f"no such field here, only on {elsewhere}" if elsewhere else "no such field", todo))
+            found.append(
+                Fault(path, f"no such field here, only on {elsewhere}" if elsewhere else "no such field", todo)
+            )
         elif line["type"] == "literal_error":
             words = [part.strip(" '") for part in str(context.get("expected", "")).replace(" or ", ",").split(",")]
             todo = did_you_mean(line["input"], words) if isinstance(line["input"], str) else ""

@@ -13,7 +13,14 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from qbridge.backends.base import Finding
-from qbridge.config.celery_names import check_setting, closest_setting, known_settings, new_name
+from qbridge.config.celery_names import (
+    check_setting,
+    closest_old_name,
+    closest_setting,
+    known_settings,
+    new_name,
+    old_names,
+)
 from qbridge.config.celery_rooms import take_broker, take_results
 from qbridge.config.faults import Fault, as_error, faults_of
 from qbridge.config.owned import lift
@@ -149,15 +156,7 @@ class Conversion:
         return {setting: value for setting, (_, _, value) in found.items()}
 
     def _ignored(self, key: str, prefix: str) -> None:
-        lowered = key.lower()
-        bare = lowered.removeprefix(prefix.lower()) if prefix else lowered.removeprefix("celery_")
-        meant = closest_setting(bare) or closest_setting(lowered)
-        if key == key.lower() or meant is None:
-            suggestion = meant
-        else:
-            suggestion = f"{prefix or 'CELERY_'}{meant}".upper()
-            if not prefix and new_name(suggestion) is None:
-                suggestion = meant if _old_style(key) is None else _old_style(key)
+        suggestion = _suggestion(key, prefix)
         todo = (
             f"did you mean {suggestion!r}?"
             if suggestion
@@ -236,10 +235,19 @@ def _concerns_celery(key: str, value: Any, prefix: str, *, django: bool) -> bool
     return True
 
 
-def _old_style(key: str) -> str | None:
-    from celery.app.defaults import _TO_NEW_KEY  # Celery has no public name for the table
-
-    return closest(key, _TO_NEW_KEY)
+def _suggestion(key: str, prefix: str) -> str | None:
+    """The name that was probably meant, in the style in which the key is written."""
+    if key == key.lower():
+        return closest_setting(key)
+    if prefix and key.startswith(prefix):
+        meant = closest_setting(key[len(prefix) :].lower())
+        return f"{prefix}{meant.upper()}" if meant else closest_old_name(key)
+    meant = closest_setting(key.lower().removeprefix("celery_"))
+    if meant is None:
+        return closest_old_name(key)
+    if prefix:
+        return f"{prefix}{meant.upper()}"
+    return closest(key, old_names(meant), likeness=0) or meant
 
 
 def _read(source: object) -> dict[str, Any]:

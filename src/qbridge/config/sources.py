@@ -164,7 +164,9 @@ def _variables(variables: Mapping[str, str | None], root: Node, faults: list[Fau
             if value is not None:
                 found[path] = (variable, Said(path, value, where))
     # A whole value first, then what says which room is meant, then the parts that refine it.
-    for _, said in sorted(found.values(), key=lambda item: (len(item[1].path), item[1].path[-1] not in ("kind", "url"))):
+    for _, said in sorted(
+        found.values(), key=lambda item: (len(item[1].path), item[1].path[-1] not in ("kind", "url"))
+    ):
         yield said
 
 

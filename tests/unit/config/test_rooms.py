@@ -103,7 +103,9 @@ def test_what_means_no_broker(url: Any, words: str) -> None:
     assert caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("url", ["mongodb://u:s3cret@h", "postgrsql://u:s3cret@h/x", "redis://:s3cret@h/x", "db+://", 1])
+@pytest.mark.parametrize(
+    "url", ["mongodb://u:s3cret@h", "postgrsql://u:s3cret@h/x", "redis://:s3cret@h/x", "db+://", 1]
+)
 def test_what_means_no_result_backend(url: Any) -> None:
     """Unknown results are refused alike."""
     with pytest.raises(ConfigurationError, match=r"^the configuration cannot work: results \(argument\)") as caught:
