@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from celery.apps.worker import Worker
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import SecurityWarning, WorkerShutdown
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
 
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
+from qbridge.worker.banner import banner
 from qbridge.worker.pools import SoloPool, ThreadPool
 
-__all__ = ["BridgeWorker", "in_process_worker"]
+__all__ = ["BridgeWorker", "in_process_worker", "refuse_unenforced_limits"]
 
 logger = get_logger(__name__)
 
 _IN_PROCESS_POOLS: dict[str, type[Any]] = {"solo": SoloPool, "thread": ThreadPool, "threads": ThreadPool}
+_PICKLES = {"pickle", "application/x-python-serialize"}
 _NO_TIME_LIMITS = ("celery.concurrency.solo", "celery.concurrency.thread", "qbridge.worker.pools")
 
 
@@ -35,6 +39,21 @@ def unenforced_limits(app: Any, pool_cls: Any) -> list[str]:
     )
 
 
+def refuse_unenforced_limits(app: Any, pool_cls: Any) -> None:
+    """Refuse a pool that cannot enforce the time limits of a task.
+
+    Args:
+        app: the bridge's app, with all tasks imported.
+        pool_cls: the pool's class.
+
+    Raises:
+        ConfigurationError: naming the tasks.
+    """
+    names = unenforced_limits(app, pool_cls)
+    if names:
+        raise ConfigurationError(*_limits_message(names))
+
+
 def _limits_message(names: Iterable[str]) -> tuple[str, str]:
     return (
         f"this pool cannot enforce the time limits of {', '.join(names)}",
@@ -45,12 +64,28 @@ def _limits_message(names: Iterable[str]) -> tuple[str, str]:
 class BridgeWorker(Worker):
     """Celery's worker program; refuses to start where it could not keep a promise."""
 
+    def on_before_init(self, **kwargs: Any) -> None:
+        """Begin as Celery does, without its warning about root where no message can be a pickle."""
+        with warnings.catch_warnings():
+            if not _PICKLES & set(self.app.conf.accept_content or ()):
+                warnings.simplefilter("ignore", SecurityWarning)
+            super().on_before_init(**kwargs)
+
     def on_init_blueprint(self) -> None:
-        """Check once the pool is known and the tasks are imported."""
+        """Refuse once the pool is known and the tasks are imported: for ``celery worker`` the program's end.
+
+        Raises:
+            SystemExit: if the pool cannot enforce a task's time limit.
+        """
         super().on_init_blueprint()
-        names = unenforced_limits(self.app, self.pool_cls)
-        if names:
-            raise ConfigurationError(*_limits_message(names))
+        try:
+            refuse_unenforced_limits(self.app, self.pool_cls)
+        except ConfigurationError as error:
+            raise SystemExit(str(error)) from None
+
+    def emit_banner(self) -> None:
+        """Say in a few lines what this worker is."""
+        print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)  # noqa: T201 - a program's first words
 
 
 class _InProcessController(WorkController):

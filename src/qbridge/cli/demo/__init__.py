@@ -1,0 +1,1 @@
+"""``qbridge demo``: the whole story in one command, on a real worker process."""

@@ -1,0 +1,174 @@
+"""From ``-A proj.tasks:bridge`` to a bridge: which module, which object, and what to say when it is not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+import click
+
+from qbridge.bridge import Bridge
+from qbridge.cli.complaints import CANNOT_START, Complaint
+from qbridge.exceptions import ConfigurationError
+
+__all__ = ["app_option", "import_task_modules", "load_bridge"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEFAULT_NAME = "bridge"
+
+
+def app_option(*, required: bool = True) -> Callable[[Command], Command]:
+    """Return the decorator for ``-A``.
+
+    Args:
+        required: False where a command can do something useful without.
+    """
+    return click.option(
+        "-A", "--app", required=required, metavar="MODULE[:BRIDGE]",
+        help="Where the bridge is: proj.tasks:bridge; without a name, `bridge` or the module's only Bridge.",
+    )  # fmt: skip
+
+
+def load_bridge(where: str) -> Bridge:
+    """Import the module and return its bridge; the working directory is looked in first, as Celery does.
+
+    Args:
+        where: ``"proj.tasks:bridge"`` or ``"proj.tasks"``.
+
+    Raises:
+        Complaint: if there is no such module or object, or if importing it fails.
+        ConfigurationError: if a configuration in it cannot work.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    name, _, attribute = where.partition(":")
+    if name.endswith(".py") or "/" in name:
+        raise Complaint(
+            f"{where} is a file's name", f"Name the module: -A {_module_of(name)}:{_DEFAULT_NAME}",
+            exit_code=CANNOT_START,
+        )  # fmt: skip
+    module = _importing(name, lambda: importlib.import_module(name))
+    found = _named(module, attribute) if attribute else _only(module)
+    if not isinstance(found, Bridge):
+        todo = "Name the Bridge itself."
+        if type(found).__name__ == "BridgeCelery":
+            todo = "That is the Celery app of a bridge, for `celery -A`: name the Bridge itself."
+        raise Complaint(f"{where} is a {type(found).__name__}, not a Bridge", todo, exit_code=CANNOT_START)
+    return found
+
+
+def import_task_modules(bridge: Bridge) -> None:
+    """Import what ``modules`` of the configuration names, so that all tasks are known.
+
+    Args:
+        bridge: a loaded one.
+
+    Raises:
+        Complaint: if a module is missing or fails.
+    """
+    for name in bridge.config.modules:
+        _importing(name, lambda name=name: importlib.import_module(name))  # type: ignore[misc]  # mypy wants no default
+    _importing("the task modules", bridge.celery.loader.import_default_modules)
+    bridge.celery.finalize()
+
+
+def _importing(name: str, act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except ConfigurationError as error:
+        place = _users_line(error.__traceback__)
+        raise type(error)(f"{error.what}{place}", *error.args[1:]) from None
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise Complaint(f"there is no module {error.name!r}", _near_modules(name), exit_code=CANNOT_START) from None
+        raise _failed(name, error) from None
+    except Exception as error:  # whatever a module does while it is imported
+        raise _failed(name, error) from None
+
+
+def _failed(name: str, error: Exception) -> Complaint:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _machinery(frame.filename)]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    lines += traceback.format_exception_only(error)
+    return Complaint(
+        f"importing {name} failed: {type(error).__name__}", "The traceback above is the module's own.",
+        details="".join(lines), exit_code=CANNOT_START,
+    )  # fmt: skip
+
+
+def _machinery(filename: str) -> bool:
+    return (
+        filename.startswith("<frozen")
+        or filename == __file__
+        or Path(filename).name == "__init__.py"
+        and Path(filename).parent.name == "importlib"
+    )
+
+
+def _users_line(trace: TracebackType | None) -> str:
+    """Where in the user's code it happened: the last frame that is not ours."""
+    ours = str(Path(__file__).parents[1])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(trace)
+        if not _machinery(frame.filename) and not frame.filename.startswith((ours, sys.prefix))
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _module_of(path: str) -> str:
+    return ".".join(Path(path).with_suffix("").parts).lstrip("./")
+
+
+def _near_modules(name: str) -> str:
+    top = name.partition(".")[0]
+    here = Path.cwd()
+    at_hand = {path.stem for path in here.glob("*.py")} | {path.parent.name for path in here.glob("*/__init__.py")}
+    near = get_close_matches(top, at_hand, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near and near[0] != top else ""
+    return f"{hint}Looked in {here} and in Python's path."
+
+
+def _named(module: ModuleType, attribute: str) -> Any:
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            names = [key for key, value in vars(module).items() if isinstance(value, Bridge)]
+            near = get_close_matches(part, [*names, *vars(module)], n=1)
+            hint = f"Did you mean {module.__name__}:{near[0]}?" if near else f"It has: {', '.join(names) or 'no Bridge'}."
+            raise Complaint(
+                f"module {module.__name__} has no {attribute!r}", hint, exit_code=CANNOT_START
+            ) from None
+    return found
+
+
+def _only(module: ModuleType) -> Any:
+    named = getattr(module, _DEFAULT_NAME, None)
+    if isinstance(named, Bridge):
+        return named
+    names: dict[int, str] = {}
+    for key, value in vars(module).items():
+        if isinstance(value, Bridge):
+            names.setdefault(id(value), key)
+    if len(names) == 1:
+        return getattr(module, next(iter(names.values())))
+    if not names:
+        raise Complaint(
+            f"module {module.__name__} has no Bridge", f"Make one there: {_DEFAULT_NAME} = Bridge()",
+            exit_code=CANNOT_START,
+        )  # fmt: skip
+    every = ", ".join(f"{module.__name__}:{key}" for key in names.values())
+    raise Complaint(
+        f"module {module.__name__} has {len(names)} bridges", f"Name one of them: {every}", exit_code=CANNOT_START
+    )

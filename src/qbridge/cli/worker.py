@@ -1,0 +1,85 @@
+"""``qbridge worker``: which worker runs, with which pool, on which queues?"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from celery import concurrency as pools
+from celery.exceptions import ImproperlyConfigured
+
+from qbridge.bridge import Bridge
+from qbridge.cli.complaints import CANNOT_START, Complaint
+from qbridge.cli.loading import app_option, import_task_modules, load_bridge
+from qbridge.cli.reload import run_and_reload
+from qbridge.exceptions import ConfigurationError
+from qbridge.worker.banner import banner
+from qbridge.worker.main import refuse_unenforced_limits
+
+__all__ = ["LOG_LEVELS", "worker"]
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_POOLS = {"process": "prefork", "thread": "threads", "solo": "solo"}
+
+
+@click.command()
+@app_option()
+@click.option("-P", "--pool", type=click.Choice(tuple(_POOLS)), help="How tasks run beside one another.")
+@click.option("-c", "--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at a time.")
+@click.option("-Q", "--queues", metavar="A,B", help="Consume these only; else all but those of remote tasks.")
+@click.option(
+    "-l", "--loglevel", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="info", show_default=True,
+    help="What is logged.",
+)  # fmt: skip
+@click.option("-n", "--name", metavar="NAME", help="Name of this worker; %h stands for the host.")
+@click.option("--reload", is_flag=True, help="Restart when a .py file changes; for development only.")
+def worker(
+    app: str,
+    pool: str | None,
+    concurrency: int | None,
+    queues: str | None,
+    loglevel: str,
+    name: str | None,
+    reload: bool,
+) -> None:
+    """Run a worker in this process.
+
+    What is not given comes from the configuration. SIGTERM lets running tasks end, SIGQUIT does not wait for them.
+    """
+    if reload:
+        sys.exit(run_and_reload(app, sys.argv))
+    bridge = load_bridge(app)
+    import_task_modules(bridge)
+    try:
+        program = _make(bridge, pool, concurrency, _names(bridge, queues), loglevel.upper(), name)
+    except ImproperlyConfigured as error:
+        raise Complaint(" ".join(str(error).split()), exit_code=CANNOT_START) from None
+    click.echo(banner(program) + "\n")
+    program.start()
+    sys.exit(program.exitcode or 0)
+
+
+def _make(
+    bridge: Bridge, pool: str | None, concurrency: int | None, queues: list[str] | None, loglevel: str, name: str | None
+) -> Any:
+    if pool == "solo" and concurrency not in (None, 1):
+        raise ConfigurationError(
+            "the solo pool runs one task at a time", "Leave --concurrency out, or use --pool thread."
+        )
+    celery = bridge.celery
+    pool_cls = pools.get_implementation(_POOLS[pool] if pool else celery.conf.worker_pool)
+    if bridge.config.defaults == "safe":
+        refuse_unenforced_limits(celery, pool_cls)
+    return celery.Worker(
+        hostname=name, pool_cls=pool_cls, concurrency=concurrency, queues=queues, loglevel=loglevel, quiet=True
+    )
+
+
+def _names(bridge: Bridge, queues: str | None) -> list[str] | None:
+    if queues is None:
+        return None
+    names = [name.strip() for name in queues.split(",") if name.strip()]
+    for name in names:
+        bridge.check_queue(name)
+    return names or None
