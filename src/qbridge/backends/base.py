@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from qbridge.backends.urls import mask_url
 from qbridge.exceptions import ConfigurationError
@@ -96,14 +96,12 @@ class ResultCapabilities:
     notes: tuple[str, ...] = ()
 
 
-class Room(BaseModel, frozen=True):
+class Room(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True):
     """Base of all brokers and result backends: frozen, no unknown names, no input in errors.
 
     Raises:
         ConfigurationError: if a field is unknown (with a did-you-mean), wrong, or contradicts another.
     """
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, validate_default=True)
 
     schemes: ClassVar[tuple[str, ...]] = ()
     """The URL schemes that mean this service."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FilePath, model_validator
+from pydantic import BaseModel, BeforeValidator, FilePath, model_validator
 
 __all__ = ["TLS", "OptionalTLS"]
 
 
-class TLS(BaseModel, frozen=True):
+class TLS(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """How the connection is encrypted and whom it trusts.
 
     Args:
@@ -24,8 +24,6 @@ class TLS(BaseModel, frozen=True):
         check_hostname: whether the certificate must name the host that was asked for.
         server_hostname: name expected in the certificate, where it differs from the host (RabbitMQ only).
     """
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     ca_file: FilePath | None = None
     cert_file: FilePath | None = None

@@ -168,6 +168,6 @@ class RedisBroker(RedisServer, Broker, frozen=True):
         return {"low": 3, "normal": None, "high": 9}[level]
 
     def check(self, queues: Sequence[Any] = ()) -> Iterable[Finding]:
-        from qbridge.backends.redis.check import check_broker  # opens connections: not needed to configure
+        from qbridge.backends.redis.check import check_broker  # loads redis-py: not needed to configure
 
-        return check_broker(self)
+        return check_broker(self, queues)

@@ -127,6 +127,6 @@ class RedisResults(RedisServer, ResultBackend, frozen=True):
         return ResultCapabilities(readable_elsewhere=True, chords=True, progress=True)
 
     def check(self) -> Iterable[Finding]:
-        from qbridge.backends.redis.check import check_results  # opens connections: not needed to configure
+        from qbridge.backends.redis.check import check_results  # loads redis-py: not needed to configure
 
         return check_results(self)

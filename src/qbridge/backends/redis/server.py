@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from qbridge.backends.base import Room, Seconds, need_driver
 from qbridge.backends.tls import TLS, OptionalTLS
@@ -23,7 +23,7 @@ HEALTH_CHECK_INTERVAL = 25
 """Seconds of silence after which a connection is pinged before use (kombu's own default)."""
 
 
-class Sentinel(BaseModel, frozen=True):
+class Sentinel(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """The Sentinels that know which server is the master.
 
     Args:
@@ -32,8 +32,6 @@ class Sentinel(BaseModel, frozen=True):
         username: of the account at the Sentinels, which have accounts of their own.
         password: of that account.
     """
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     hosts: tuple[str, ...] = Field(min_length=1)
     master_name: str = Field(min_length=1)
