@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qbridge import Bridge
+    from qbridge.testing.contracts.kit import Contract
     from qbridge.testing.servers import MariaDBServer, PostgreSQLServer, RabbitMQServer, RedisServer, Server
 
     ServerT = TypeVar("ServerT", bound=Server)
@@ -172,6 +176,50 @@ def results_url(
     server: Server = request.getfixturevalue(f"qbridge_{qbridge_results}")
     with server.heal().fresh() as url:
         yield url
+
+
+# The contract, and a bridge for a test.
+
+# Before anything imports them: a failing behaviour then shows the values that it compared.
+pytest.register_assert_rewrite("qbridge.testing.contracts")
+
+
+@pytest.fixture(scope="module")
+def qbridge_contract(broker_url: str, results_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
+    """One pair with its bridge, tasks and shared worker process (see ``qbridge.testing.contracts``)."""
+    from qbridge.testing.contracts.kit import Contract
+
+    contract = Contract(broker_url, results_url, tmp_path_factory.mktemp("contract"))
+    try:
+        _ = contract.worker
+        yield contract
+    finally:
+        contract.close()
+
+
+@pytest.fixture
+def qbridge_bridge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bridge]:
+    """A bridge without tasks on a broker and results of its own, closed after the test.
+
+    It runs on an embedded broker and SQLite results; in a test that asks for ``broker_url`` or ``results_url`` too, on
+    those.
+    """
+    from qbridge import Bridge, BridgeConfig
+
+    def url(fixture: str, otherwise: str) -> str:
+        return str(request.getfixturevalue(fixture)) if fixture in request.fixturenames else otherwise
+
+    broker = url("broker_url", f"embedded://{tmp_path / 'bridge.db'}")
+    results = url("results_url", f"sqlite:///{tmp_path / 'results.db'}")
+    with Bridge(BridgeConfig(broker=broker, results=results)) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def qbridge_worker(qbridge_bridge: Bridge) -> Iterator[object]:
+    """A worker of ``qbridge_bridge`` in threads of this process; it also runs tasks that the test declares later."""
+    with qbridge_bridge.worker() as worker:
+        yield worker
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,28 @@
+"""What a worker process of the contracts loads: a bridge configured by its environment, with every task.
+
+``qbridge worker -A qbridge.testing.contracts.app:bridge`` or ``celery -A qbridge.testing.contracts.app:app worker``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from celery.signals import worker_ready
+
+from qbridge import Bridge
+from qbridge.testing.contracts.kit import READY
+from qbridge.testing.contracts.tasks import declare
+
+__all__ = ["app", "bridge", "tasks"]
+
+bridge = Bridge()
+tasks = declare(bridge)
+app = bridge.celery
+
+
+@worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]  # celery has no types
+def _say_ready(sender: Any = None, **_: Any) -> None:
+    if path := os.environ.get(READY):
+        Path(path).write_text(str(sender.hostname))

@@ -1,0 +1,304 @@
+"""What does a contract need: a bridge with its tasks, worker processes on the same servers, a look at the queues."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import count, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from qbridge import Bridge, BridgeConfig, QueueConfig
+from qbridge.testing.contracts.tasks import declare
+from qbridge.testing.servers import ServerFailed
+from qbridge.testing.servers.process import ChildProcess
+from qbridge.testing.waiting import wait_until
+
+__all__ = ["QUEUES", "READY", "SHARED", "Blocked", "Contract", "WorkerProcess", "unblocked"]
+
+#: Queues that the shared worker consumes.
+SHARED = ("default", "slow", "reports.slow", "own")
+#: Queues that no worker consumes until a contract starts one; ``ranked`` has priorities.
+QUEUES = (*SHARED, "idle", "inside", "fragile", "ranked")
+
+#: Crashes that one message survives: few, so that their end is seen soon.
+MAX_REDELIVERIES = 2
+
+#: Environment variable with the file that a worker makes once it consumes; its content is the node's name.
+READY = "QBRIDGE_TEST_WORKER_READY"
+
+_START = 60.0
+_PROGRAM = "qbridge.testing.contracts.app"
+
+
+class WorkerProcess:
+    """A worker in a process of its own.
+
+    Args:
+        command: program and arguments.
+        environment: added to ``PATH`` and the like.
+        folder: its working directory, with its output in ``worker-*.log``.
+    """
+
+    _numbers = count()
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        number = next(self._numbers)
+        self.log = folder / f"worker-{number}.log"
+        self._ready = folder / f"worker-{number}.ready"
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("QBRIDGE_", "CELERY_")) or name.startswith("QBRIDGE_TEST_")
+        }
+        self.process = ChildProcess(
+            command, log=self.log, env={**kept, **environment, READY: str(self._ready)}, cwd=folder
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id; a pool's processes are its children."""
+        return self.process.pid
+
+    @property
+    def name(self) -> str:
+        """Its node name; waits until it consumes.
+
+        Raises:
+            ServerFailed: if it ends, or does not consume in time; shows its output.
+        """
+
+        def ready() -> bool:
+            if self.process.exit_code() is not None:
+                raise ServerFailed(f"the worker ended with code {self.process.exit_code()}:\n{self.process.tail()}")
+            return self._ready.exists() and bool(self._ready.read_text())
+
+        try:
+            wait_until(ready, _START, what="the worker to consume")
+        except TimeoutError as error:
+            raise ServerFailed(f"the worker does not consume after {_START:g} s:\n{self.process.tail()}") from error
+        return self._ready.read_text()
+
+    def stop(self, timeout: float = 30.0) -> int | None:
+        """Ask it to end in order (SIGTERM), and return its exit code."""
+        self.process.end(signal.SIGTERM, timeout)
+        return self.process.exit_code()
+
+    def kill(self) -> None:
+        """SIGKILL it with its pool's processes."""
+        self.process.kill()
+
+
+class Contract:
+    """One broker × result pair: a bridge that sends, and workers.
+
+    Args:
+        broker: URL of the broker; nobody else uses this place on it.
+        results: URL of the result backend, likewise.
+        folder: for files of tests and workers.
+    """
+
+    def __init__(self, broker: str, results: str, folder: Path) -> None:
+        self._urls = {"broker": broker, "results": results}
+        self.folder = folder
+        self._paths = count()
+        self._bridges: list[Bridge] = []
+        self.bridge = self.another_bridge()
+        self.tasks: SimpleNamespace = declare(self.bridge)
+        self._shared: WorkerProcess | None = None
+
+    # -- what it is
+
+    @property
+    def broker(self) -> str:
+        """Kind of the broker: ``rabbitmq``, ``redis``, ``embedded``."""
+        return str(self.bridge.config.broker.kind)
+
+    @property
+    def results(self) -> str:
+        """Kind of the result backend: ``rpc``, ``redis``, ``database``."""
+        return str(self.bridge.config.results.kind)
+
+    @property
+    def readable_elsewhere(self) -> bool:
+        """Results can be read by id from another process."""
+        return self.bridge.config.results.capabilities.readable_elsewhere
+
+    @cached_property
+    def server_version(self) -> tuple[int, ...]:
+        """Version of a RabbitMQ server; empty elsewhere."""
+        if self.broker != "rabbitmq":
+            return ()
+        with self.bridge.celery.connection_for_read() as connection:
+            text = str(connection.connection.server_properties["version"])
+        return tuple(int(part) for part in text.partition("-")[0].split(".") if part.isdigit())
+
+    def config(self, **changes: Any) -> BridgeConfig:
+        """The configuration of this pair, with changes.
+
+        Args:
+            changes: fields of ``BridgeConfig``; a mapping for ``broker`` or ``results`` adds to the URL's.
+        """
+        values: dict[str, Any] = {**self._urls, "queues": self._queues(), **changes}
+        for side, url in self._urls.items():
+            if isinstance(changes.get(side), Mapping):
+                room: Any = type(getattr(self.bridge.config, side)).from_url(url)
+                values[side] = room.model_copy(update=changes[side])
+        return BridgeConfig(**values)
+
+    def _queues(self) -> list[QueueConfig]:
+        rabbitmq = self._urls["broker"].startswith(("amqp", "pyamqp"))
+        # Only classic queues have priorities on RabbitMQ before 4.0, and three levels on any.
+        ranked = QueueConfig("ranked", max_priority=9) if rabbitmq else QueueConfig("ranked")
+        return [*(QueueConfig(name) for name in QUEUES if name != "ranked"), ranked]
+
+    def another_bridge(self, **changes: Any) -> Bridge:
+        """A second bridge on the same servers, without tasks; closed at the end.
+
+        Args:
+            changes: as of ``config``.
+        """
+        bridge = Bridge(self.config(**changes))
+        self._bridges.append(bridge)
+        return bridge
+
+    def path(self, name: str = "runs") -> Path:
+        """A path in the folder that nothing has used yet."""
+        return self.folder / f"{name}-{next(self._paths)}"
+
+    # -- workers
+
+    def environment(self) -> dict[str, str]:
+        """Variables that configure a bridge in another process like this one."""
+        queues = [queue.model_dump_json(exclude_unset=True) for queue in self._queues()]
+        return {
+            "QBRIDGE_BROKER": self._urls["broker"],
+            "QBRIDGE_RESULTS": self._urls["results"],
+            "QBRIDGE_QUEUES": f"[{', '.join(queues)}]",
+            "QBRIDGE_WORKER__MAX_REDELIVERIES": str(MAX_REDELIVERIES),
+        }
+
+    @property
+    def worker(self) -> WorkerProcess:
+        """The worker of the ``SHARED`` queues: two processes; started when first asked for."""
+        if self._shared is None or self._shared.process.exit_code() is not None:
+            self._shared = self._start(SHARED, "process", 2)
+            _ = self._shared.name
+        return self._shared
+
+    @contextmanager
+    def worker_of(self, *queues: str, pool: str = "process", concurrency: int = 1) -> Iterator[WorkerProcess]:
+        """Another worker process, for the length of a ``with`` block; it consumes when the block begins.
+
+        Args:
+            queues: names of the queues that it consumes.
+            pool: as in ``WorkerConfig``.
+            concurrency: tasks at a time.
+        """
+        worker = self._start(queues, pool, concurrency)
+        try:
+            _ = worker.name
+            yield worker
+        finally:
+            worker.kill()
+
+    def _start(self, queues: Sequence[str], pool: str, concurrency: int) -> WorkerProcess:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **self.environment(),
+            "QBRIDGE_WORKER__POOL": pool,
+            "QBRIDGE_WORKER__CONCURRENCY": str(concurrency),
+        }
+        if find_spec("qbridge.__main__") is not None and "QBX" in os.environ:
+            words = ["qbridge", "worker", "-A", f"{_PROGRAM}:bridge", "--queues", ",".join(queues)]
+        else:
+            words = ["celery", "-A", f"{_PROGRAM}:app", "worker", "-l", "INFO", "-Q", ",".join(queues)]
+        return WorkerProcess([sys.executable, "-m", *words], environment, self.folder)
+
+    # -- looking at queues
+
+    def depth(self, queue: str) -> int:
+        """How many messages wait in a queue that is declared."""
+        app = self.bridge.celery
+        with app.connection_for_read() as connection:
+            bound = app.amqp.queues[queue].bind(connection.default_channel)
+            return int(bound.queue_declare(passive=True).message_count)
+
+    def depth_or_none(self, queue: str) -> int | None:
+        """The same, or None for a queue that nobody has declared on the broker yet."""
+        try:
+            return self.depth(queue)
+        except Exception:  # noqa: BLE001 - each transport has its own error for this
+            return None
+
+    def purge(self, queue: str) -> None:
+        """Throw away what waits in a queue."""
+        app = self.bridge.celery
+        with app.connection_for_write() as connection:
+            bound = app.amqp.queues[queue].bind(connection.default_channel)
+            bound.declare()
+            bound.purge()
+
+    # -- the end
+
+    def close(self) -> None:
+        """Stop the shared worker and close every bridge."""
+        if self._shared is not None:
+            self._shared.kill()
+        for bridge in self._bridges:
+            bridge.close()
+
+
+class Blocked:
+    """How long an event loop stood still; ``longest`` is in seconds."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+
+@asynccontextmanager
+async def unblocked(tick: float = 0.005) -> AsyncIterator[Blocked]:
+    """Watch the running event loop for the length of an ``async with`` block.
+
+    A machine that is busy stops the loop too; so a thread ticks beside it, and a pause of the loop counts only as far
+    as the thread went on.
+    """
+    blocked = Blocked()
+    ending = threading.Event()
+    thread_ticks: list[float] = []
+    loop_ticks: list[float] = []
+
+    def tick_in_thread() -> None:
+        while not ending.is_set():
+            thread_ticks.append(time.monotonic())
+            time.sleep(tick)
+
+    async def tick_in_loop() -> None:
+        while True:
+            loop_ticks.append(time.monotonic())
+            await asyncio.sleep(tick)
+
+    thread = threading.Thread(target=tick_in_thread, daemon=True)
+    thread.start()
+    beat = asyncio.ensure_future(tick_in_loop())
+    await asyncio.sleep(2 * tick)
+    try:
+        yield blocked
+        await asyncio.sleep(2 * tick)
+    finally:
+        beat.cancel()
+        ending.set()
+        await asyncio.to_thread(thread.join)
+        for before, after in pairwise(loop_ticks):
+            beside = [before, *(when for when in thread_ticks if before < when < after), after]
+            stalls = sum(gap for one, other in pairwise(beside) if (gap := other - one) > 4 * tick)
+            blocked.longest = max(blocked.longest, after - before - stalls)
