@@ -165,29 +165,20 @@ class Conversion:
         self._report("warning", "celery.ignored", f"{key}: Celery 5.7 reads no such setting and ignores it", todo)
 
     def _judge(self, name: str) -> None:
-        value = self._raw[name]
-        if (
-            name.endswith("accept_content")
-            and isinstance(value, (list, tuple, set, frozenset))
-            and _PICKLE & set(value)
-        ):
-            kept = [kind for kind in value if kind not in _PICKLE]
-            self._pickle(name)
-            if kept:
-                self._raw[name] = kept
-                return
-            del self._raw[name]
-            return
-        if value is None:
-            del self._raw[name]  # what Celery takes for "not set", or has as its default
-            if name in known_settings() and check_setting(name, None) is None:
-                self._raw[name] = None
-            return
+        value = self._raw.pop(name)
+        if name.endswith("accept_content") and isinstance(value, (list, tuple, set, frozenset)):
+            kept = [kind for kind in value if not _is_pickle(kind)]
+            if len(kept) < len(value):
+                self._pickle(name)
+                if not kept:
+                    return
+                value = kept
+        if value is None and check_setting(name, None) is not None:
+            return  # Celery takes it for "not set"
         fault = check_setting(name, value)
         if fault is None:
-            return
-        del self._raw[name]
-        if "pickle" in fault.what:
+            self._raw[name] = value
+        elif "pickle" in fault.what:
             self._pickle(name)
         else:
             self._report("error", "celery.invalid", f"{name} {fault.what}", fault.todo)
@@ -203,6 +194,10 @@ class Conversion:
 
     def _report(self, level: Any, code: str, what: str, todo: str) -> None:
         self.findings.append(Finding(level, code, what, todo))
+
+
+def _is_pickle(kind: object) -> bool:
+    return isinstance(kind, str) and kind in _PICKLE
 
 
 def _meaning(key: str, prefix: str) -> tuple[int, str] | None:

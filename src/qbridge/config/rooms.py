@@ -84,6 +84,8 @@ class Side:
         kind = self.kind_of_url(url)
         if url.startswith("unix://"):  # redis-py's word for kombu's redis+socket
             url = f"redis+socket{url.removeprefix('unix')}"
+        if kind == "database":
+            _refuse_misread(url)
         model = self.rooms[kind]
         return model() if url == kind and kind != "none" else model.from_url(url)
 
@@ -189,6 +191,14 @@ def url_text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):
         return ";".join(value)  # kombu's way to write several servers
     return None
+
+
+def _refuse_misread(url: str) -> None:
+    """Refuse database URLs of which SQLAlchemy would take a part of the password for something else, and print it."""
+    if url.count("://") > 1:
+        raise ConfigurationError("this is a list of database URLs", "write one")
+    if url.partition("://")[2].partition("/")[0].count("@") > 1:
+        raise ConfigurationError("this database URL has an unquoted '@'", "write %40 for each in name and password")
 
 
 def explicit(room: BaseModel) -> dict[str, Any]:

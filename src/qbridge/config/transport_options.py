@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qbridge.config.faults import Fault
@@ -48,16 +49,24 @@ _REDIS_RESULTS = frozenset(
 )
 
 #: Options that a field of the room owns.
-_OWNED = {
-    "rabbitmq": {"heartbeat": "heartbeat", "ssl": "tls", "connect_timeout": "connect_timeout"},
-    "redis": {
-        "visibility_timeout": "visibility_timeout",
-        "global_keyprefix": "key_prefix",
-        "master_name": "sentinel",
-        "socket_connect_timeout": "connect_timeout",
-    },
-    "embedded": {"publish_timeout": "publish_timeout"},
-}
+_OWNED: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {
+        ("broker", "rabbitmq"): {"heartbeat": "heartbeat", "ssl": "tls", "connect_timeout": "connect_timeout"},
+        ("broker", "redis"): {
+            "visibility_timeout": "visibility_timeout",
+            "global_keyprefix": "key_prefix",
+            "master_name": "sentinel",
+            "sentinel_kwargs": "sentinel",
+            "socket_connect_timeout": "connect_timeout",
+        },
+        ("broker", "embedded"): {"publish_timeout": "publish_timeout"},
+        ("results", "redis"): {
+            "global_keyprefix": "key_prefix",
+            "master_name": "sentinel",
+            "sentinel_kwargs": "sentinel",
+        },
+    }
+)
 
 
 @cache
@@ -77,7 +86,7 @@ def broker_options(kind: str) -> frozenset[str]:
         return _RETRY | _POLICY | _REDIS_BESIDE | frozenset(SentinelChannel.from_transport_options)
     from kombu.transport.virtual import Channel
 
-    return _RETRY | _POLICY | {"polling_interval", "publish_timeout"} | frozenset(Channel.from_transport_options)
+    return _RETRY | _POLICY | {"polling_interval"} | frozenset(Channel.from_transport_options)
 
 
 def result_options(kind: str) -> frozenset[str]:
@@ -98,21 +107,19 @@ def check_transport_options(config: BridgeConfig) -> Iterator[Fault]:
     Yields:
         One fault per option that nothing reads or that a field owns; values are not shown.
     """
-    broker = config.celery.get("broker_transport_options")
-    if isinstance(broker, Mapping):
-        kind = config.broker.kind
-        yield from _check("broker_transport_options", broker, broker_options(kind), kind)
-        if config.defaults == "safe":
-            for name in sorted(set(broker) & set(_OWNED.get(kind, {}))):
-                yield Fault(
-                    ("celery", "broker_transport_options", name),
-                    "has a typed field of its own",
-                    f"write broker.{_OWNED[kind][name]}",
-                )
-    results = config.celery.get("result_backend_transport_options")
-    if isinstance(results, Mapping):
-        of_results = config.results.kind
-        yield from _check("result_backend_transport_options", results, result_options(of_results), of_results)
+    for setting, field, room, known in (
+        ("broker_transport_options", "broker", config.broker, broker_options),
+        ("result_backend_transport_options", "results", config.results, result_options),
+    ):
+        given = config.celery.get(setting)
+        if not isinstance(given, Mapping):
+            continue
+        # What a room says itself, its own classes may read.
+        own = room.celery_settings().get(setting, {})
+        yield from _check(setting, given, known(room.kind) | set(own), room.kind)
+        owned = _OWNED.get((field, room.kind), {}) if config.defaults == "safe" else {}
+        for name in sorted(set(map(str, given)) & set(owned)):
+            yield Fault(("celery", setting, name), "has a typed field of its own", f"write {field}.{owned[name]}")
 
 
 def _check(setting: str, given: Mapping[Any, Any], known: frozenset[str], kind: str) -> Iterator[Fault]:

@@ -213,6 +213,7 @@ def test_pickle_is_an_error_with_a_way(settings: dict[str, Any], kept: dict[str,
     [
         {"task_track_started": "yes"},
         {"task_time_limit": "abc"},
+        {"accept_content": [[]]},
         {"timezone": "Mars"},
         {"task_default_queue": "a,b"},
         {"imports": ["proj/tasks.py"]},
@@ -283,16 +284,19 @@ def test_brokers_are_taken_over(settings: dict[str, Any], broker: Any) -> None:
     ("settings", "results"),
     [
         ({"result_backend": "rpc://", "result_persistent": True}, RpcResults(persistent=True)),
-        ({"result_backend": "db+sqlite:///x.db"}, DatabaseResults(url="sqlite:///x.db")),
-        ({"result_backend": "database", "database_url": "sqlite:///x.db"}, DatabaseResults(url="sqlite:///x.db")),
+        ({"result_backend": "db+sqlite:////nowhere/x.db"}, DatabaseResults(url="sqlite:////nowhere/x.db")),
+        (
+            {"result_backend": "database", "database_url": "sqlite:////nowhere/x.db"},
+            DatabaseResults(url="sqlite:////nowhere/x.db"),
+        ),
         (
             {
-                "result_backend": "db+sqlite:///x.db",
+                "result_backend": "db+sqlite:////nowhere/x.db",
                 "database_create_tables_at_setup": False,
                 "database_table_names": {"task": "t"},
                 "result_expires": 60,
             },
-            DatabaseResults(url="sqlite:///x.db", create_tables=False, table_names={"task": "t"}, expires=60),
+            DatabaseResults(url="sqlite:////nowhere/x.db", create_tables=False, table_names={"task": "t"}, expires=60),
         ),
         ({"result_backend": "redis", "redis_host": "h", "redis_password": "p"}, RedisResults(host="h", password="p")),
         (

@@ -64,6 +64,9 @@ def test_what_means_a_result_backend(url: Any, kind: str) -> None:
     assert BridgeConfig(broker="amqp://h//", results=url).results.kind == kind
 
 
+TWO = "db+postgresql://:s3cret@a/x;db+postgresql://:s3cret@b/x"
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
