@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -54,8 +55,9 @@ class DatabaseResults(ResultBackend, frozen=True):
         max_overflow: connections that it may open beyond that for a while.
         pool_timeout: seconds to wait for a free one.
         connect_timeout: seconds for one attempt to connect; whole seconds are used.
-        statement_timeout: seconds that one statement may take, where the driver has a bound for it.
-        lock_timeout: seconds that it may wait for a lock, likewise.
+        statement_timeout: seconds that one statement may take; None: the server is not told (PgBouncer refuses to
+            pass it on), and the client gives up after 10.
+        lock_timeout: seconds that it may wait for a lock; None: the server is not told.
         poll_min: seconds between the first looks at a result that is waited for.
         poll_max: seconds between the later ones; the interval grows from one to the other.
     """
@@ -72,8 +74,8 @@ class DatabaseResults(ResultBackend, frozen=True):
     max_overflow: int = Field(default=10, ge=0)
     pool_timeout: Seconds = 5.0
     connect_timeout: Seconds = 5.0
-    statement_timeout: Seconds = 10.0
-    lock_timeout: Seconds = 5.0
+    statement_timeout: Seconds | None = 10.0
+    lock_timeout: Seconds | None = 5.0
     poll_min: Seconds = 0.005
     poll_max: Seconds = 0.25
 
@@ -93,8 +95,8 @@ class DatabaseResults(ResultBackend, frozen=True):
             max_overflow: int = 10,
             pool_timeout: float | timedelta = 5.0,
             connect_timeout: float | timedelta = 5.0,
-            statement_timeout: float | timedelta = 10.0,
-            lock_timeout: float | timedelta = 5.0,
+            statement_timeout: float | timedelta | None = 10.0,
+            lock_timeout: float | timedelta | None = 5.0,
             poll_min: float | timedelta = 0.005,
             poll_max: float | timedelta = 0.25,
         ) -> None: ...
@@ -118,7 +120,10 @@ class DatabaseResults(ResultBackend, frozen=True):
         if name in DRIVERS:
             name = _installed_driver(name)
         url = url.set(drivername=name)
-        _refuse_drivers_that_cannot_be_used(url)
+        _refuse_what_cannot_be_used(url)
+        if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith("file:"):
+            # As of the working directory now: a daemon changes it, and its workers would use another file.
+            url = url.set(database=str(Path(url.database).absolute()))
         return SecretStr(url.render_as_string(hide_password=False))
 
     @model_validator(mode="after")
@@ -162,6 +167,11 @@ class DatabaseResults(ResultBackend, frozen=True):
             "database_engine_options": self.engine_options(),
             "database_create_tables_at_setup": self.create_tables,
             "result_backend_thread_safe": True,
+            # Read by qbridge's backend: a frozen server keeps none of its own timeouts, so the client ends the wait.
+            "result_backend_transport_options": {
+                "connect_timeout": self.connect_timeout,
+                "operation_timeout": self.operation_timeout,
+            },
             "result_backend_always_retry": True,
             "result_backend_max_retries": 3,
             "result_backend_base_sleep_between_retries_ms": 100,
@@ -194,33 +204,51 @@ class DatabaseResults(ResultBackend, frozen=True):
         }
 
     def connect_args(self) -> dict[str, Any]:
-        """Arguments of the driver's ``connect``: the timeouts that it has."""
-        connect, statement, lock = self.connect_timeout, self.statement_timeout, self.lock_timeout
-        whole = max(1, round(connect))
+        """Arguments of the driver's ``connect``: the timeouts that it has, but for those that the URL's query names."""
+        query = self.sqlalchemy_url().query
+        arguments = {name: value for name, value in self._driver_timeouts().items() if name not in query}
+        if self.driver in ("psycopg", "psycopg2"):
+            bounds = (("statement_timeout", self.statement_timeout), ("lock_timeout", self.lock_timeout))
+            options = [f"-c {name}={_ms(seconds)}" for name, seconds in bounds if seconds is not None]
+            if options:  # after those of the URL, which arguments would replace
+                theirs = query.get("options", ())
+                arguments["options"] = " ".join([*((theirs,) if isinstance(theirs, str) else theirs), *options])
+        return arguments
+
+    def _driver_timeouts(self) -> dict[str, Any]:
+        whole = max(1, round(self.connect_timeout))
         if self.driver in ("psycopg", "psycopg2"):
             return {
                 # libpq counts whole seconds per address, and takes 1 for 2.
                 "connect_timeout": max(2, whole),
-                "options": f"-c statement_timeout={_ms(statement)} -c lock_timeout={_ms(lock)}",
                 # statement_timeout is the server's: a frozen server does not keep it. Data that the server's kernel
                 # does not acknowledge ends the connection after this, an idle one after 30 + 3 x 10 s.
-                "tcp_user_timeout": _ms(max(statement, connect)),
+                "tcp_user_timeout": _ms(max(self.operation_timeout, self.connect_timeout)),
                 "keepalives_idle": 30,
                 "keepalives_interval": 10,
                 "keepalives_count": 3,
             }
         if self.driver in ("pymysql", "mysqldb"):
-            patience = max(1, round(statement))
-            return {
+            patience = max(1, round(self.operation_timeout))
+            # Of the client's socket: they hold for a frozen server too.
+            arguments: dict[str, Any] = {
                 "connect_timeout": whole,
-                # Of the client's socket: they hold for a frozen server too.
                 "read_timeout": patience,
                 "write_timeout": patience,
-                "init_command": f"SET SESSION innodb_lock_wait_timeout={max(1, round(lock))}",
             }
+            if self.lock_timeout is not None:
+                seconds = max(1, round(self.lock_timeout))
+                arguments["init_command"] = f"SET SESSION innodb_lock_wait_timeout={seconds}"
+            return arguments
         if self.dialect == "sqlite":
-            return {"timeout": lock}  # seconds to wait while another process writes
+            # Seconds to wait while another process writes.
+            return {"timeout": self.operation_timeout if self.lock_timeout is None else self.lock_timeout}
         return {}  # a driver that we do not know: its own defaults, and the URL's query, decide
+
+    @property
+    def operation_timeout(self) -> float:
+        """Seconds after which the client gives up one read or write, whatever the server does."""
+        return 10.0 if self.statement_timeout is None else self.statement_timeout
 
     @property
     def capabilities(self) -> ResultCapabilities:
@@ -232,7 +260,7 @@ class DatabaseResults(ResultBackend, frozen=True):
         )
 
     def check(self) -> Iterable[Finding]:
-        from qbridge.backends.database.check import check  # opens connections: not needed to configure
+        from qbridge.backends.database.check import check  # loads SQLAlchemy: not needed to configure
 
         return check(self)
 
@@ -254,11 +282,20 @@ def _installed_driver(dialect: str) -> str:
     return dialect
 
 
-def _refuse_drivers_that_cannot_be_used(url: URL) -> None:
+def _refuse_what_cannot_be_used(url: URL) -> None:
+    from sqlalchemy.exc import NoSuchModuleError
+
     modules = {name: (module, dialect) for dialect, each in DRIVERS.items() for name, module in each}
     if url.drivername in modules:
         module, dialect = modules[url.drivername]
         need_driver(module, EXTRAS[dialect], f"{url.drivername}://")
+    try:
+        url.get_dialect()
+    except NoSuchModuleError:
+        raise ConfigurationError(
+            f"SQLAlchemy knows no {url.drivername}://",
+            "Install the package that brings this dialect, or write sqlite, postgresql, mysql or mariadb.",
+        ) from None
     if url.drivername.endswith(("+asyncpg", "+aiosqlite", "+aiomysql", "+asyncmy", "+psycopg_async")):
         raise ConfigurationError(
             f"{url.drivername}:// is an asyncio driver, and results are read and written by threads too",
