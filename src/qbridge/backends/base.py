@@ -23,6 +23,7 @@ __all__ = [
     "BrokerCapabilities",
     "Finding",
     "Priority",
+    "QueueDepth",
     "ResultBackend",
     "ResultCapabilities",
     "Room",
@@ -72,6 +73,23 @@ class Finding:
     code: str
     what: str
     todo: str = ""
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """What is in one queue now; None where the broker does not tell.
+
+    Args:
+        name: of the queue.
+        waiting: messages that no worker has taken; None if the queue does not exist.
+        running: messages that workers hold: running tasks, and tasks fetched ahead.
+        consumers: how many consume it.
+    """
+
+    name: str
+    waiting: int | None
+    running: int | None = None
+    consumers: int | None = None
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import IO, Any
 
 import click
-from click_didyoumean import DYMGroup
+from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 from rich.text import Text
 
 from qbridge.cli.screen import error_screen, symbol
 from qbridge.exceptions import ConfigurationError, QBridgeError
 
-__all__ = ["CANNOT_START", "Complaint", "PoliteGroup"]
-
-CANNOT_START = 2
-"""Exit code: what was asked for cannot be done as it is configured or written."""
+__all__ = ["CannotStart", "Complaint", "PoliteGroup", "complaint_about"]
 
 
 class Complaint(click.ClickException):
@@ -24,20 +21,15 @@ class Complaint(click.ClickException):
         what: what happened, to which object.
         todo: what to do next; may be empty.
         details: the original traceback, or another text to be printed as it is; may be empty.
-        exit_code: of the program.
     """
 
-    def __init__(self, what: str, todo: str = "", *, details: str = "", exit_code: int = 1) -> None:
+    exit_code = 1
+
+    def __init__(self, what: str, todo: str = "", *, details: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.todo = todo
         self.details = details
-        self.exit_code = exit_code
-
-    @classmethod
-    def about(cls, error: QBridgeError) -> Complaint:
-        """Make one of an error of ours; configuration errors exit with 2, all others with 1."""
-        return cls(error.what, error.todo, exit_code=CANNOT_START if isinstance(error, ConfigurationError) else 1)
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it to standard error."""
@@ -49,11 +41,23 @@ class Complaint(click.ClickException):
             console.print(Text(f"  {line}"), soft_wrap=True)
 
 
+class CannotStart(Complaint):
+    """What was asked for cannot be done as it is written or configured: exit code 2, as click's for wrong usage."""
+
+    exit_code = 2
+
+
+def complaint_about(error: QBridgeError) -> Complaint:
+    """Make a complaint of an error of ours."""
+    kind = CannotStart if isinstance(error, ConfigurationError) else Complaint
+    return kind(error.what, error.todo)
+
+
 def _sentence(text: str) -> str:
     return text if text.endswith((".", ":", "!", "?", ")")) or "\n" in text else f"{text}."
 
 
-class PoliteGroup(DYMGroup):  # type: ignore[misc]  # click-didyoumean has no types
+class PoliteGroup(DYMGroup):
     """Commands that suggest the name that was meant, and turn errors of ours into complaints."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -61,4 +65,4 @@ class PoliteGroup(DYMGroup):  # type: ignore[misc]  # click-didyoumean has no ty
         try:
             return super().invoke(ctx)
         except QBridgeError as error:
-            raise Complaint.about(error) from None
+            raise complaint_about(error) from None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from qbridge.bridge import Bridge
-from qbridge.cli.complaints import CANNOT_START, Complaint
+from qbridge.cli.complaints import CannotStart
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["app_option", "import_task_modules", "load_bridge"]
@@ -44,7 +44,7 @@ def load_bridge(where: str) -> Bridge:
         where: ``"proj.tasks:bridge"`` or ``"proj.tasks"``.
 
     Raises:
-        Complaint: if there is no such module or object, or if importing it fails.
+        CannotStart: if there is no such module or object, or if importing it fails.
         ConfigurationError: if a configuration in it cannot work.
     """
     here = os.getcwd()
@@ -52,9 +52,8 @@ def load_bridge(where: str) -> Bridge:
         sys.path.insert(0, here)
     name, _, attribute = where.partition(":")
     if name.endswith(".py") or "/" in name:
-        raise Complaint(
+        raise CannotStart(
             f"{where} is a file's name", f"Name the module: -A {_module_of(name)}:{_DEFAULT_NAME}",
-            exit_code=CANNOT_START,
         )  # fmt: skip
     module = _importing(name, lambda: importlib.import_module(name))
     found = _named(module, attribute) if attribute else _only(module)
@@ -62,7 +61,10 @@ def load_bridge(where: str) -> Bridge:
         todo = "Name the Bridge itself."
         if type(found).__name__ == "BridgeCelery":
             todo = "That is the Celery app of a bridge, for `celery -A`: name the Bridge itself."
-        raise Complaint(f"{where} is a {type(found).__name__}, not a Bridge", todo, exit_code=CANNOT_START)
+        raise CannotStart(
+            f"{where} is a {type(found).__name__}, not a Bridge",
+            todo,
+        )
     return found
 
 
@@ -73,7 +75,7 @@ def import_task_modules(bridge: Bridge) -> None:
         bridge: a loaded one.
 
     Raises:
-        Complaint: if a module is missing or fails.
+        CannotStart: if a module is missing or fails.
     """
     for name in bridge.config.modules:
         _importing(name, lambda name=name: importlib.import_module(name))  # type: ignore[misc]  # mypy wants no default
@@ -89,29 +91,28 @@ def _importing(name: str, act: Callable[[], Any]) -> Any:
         raise type(error)(f"{error.what}{place}", *error.args[1:]) from None
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise Complaint(f"there is no module {error.name!r}", _near_modules(name), exit_code=CANNOT_START) from None
+            raise CannotStart(
+                f"there is no module {error.name!r}",
+                _near_modules(name),
+            ) from None
         raise _failed(name, error) from None
-    except Exception as error:  # whatever a module does while it is imported
+    except Exception as error:  # noqa: BLE001 - whatever a module does while it is imported
         raise _failed(name, error) from None
 
 
-def _failed(name: str, error: Exception) -> Complaint:
+def _failed(name: str, error: Exception) -> CannotStart:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _machinery(frame.filename)]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
     lines += traceback.format_exception_only(error)
-    return Complaint(
+    return CannotStart(
         f"importing {name} failed: {type(error).__name__}", "The traceback above is the module's own.",
-        details="".join(lines), exit_code=CANNOT_START,
+        details="".join(lines),
     )  # fmt: skip
 
 
 def _machinery(filename: str) -> bool:
-    return (
-        filename.startswith("<frozen")
-        or filename == __file__
-        or Path(filename).name == "__init__.py"
-        and Path(filename).parent.name == "importlib"
-    )
+    """Whether a frame is of the import itself."""
+    return filename.startswith("<frozen") or filename in (__file__, importlib.__file__)
 
 
 def _users_line(trace: TracebackType | None) -> str:
@@ -146,9 +147,12 @@ def _named(module: ModuleType, attribute: str) -> Any:
         except AttributeError:
             names = [key for key, value in vars(module).items() if isinstance(value, Bridge)]
             near = get_close_matches(part, [*names, *vars(module)], n=1)
-            hint = f"Did you mean {module.__name__}:{near[0]}?" if near else f"It has: {', '.join(names) or 'no Bridge'}."
-            raise Complaint(
-                f"module {module.__name__} has no {attribute!r}", hint, exit_code=CANNOT_START
+            hint = (
+                f"Did you mean {module.__name__}:{near[0]}?" if near else f"It has: {', '.join(names) or 'no Bridge'}."
+            )
+            raise CannotStart(
+                f"module {module.__name__} has no {attribute!r}",
+                hint,
             ) from None
     return found
 
@@ -164,11 +168,11 @@ def _only(module: ModuleType) -> Any:
     if len(names) == 1:
         return getattr(module, next(iter(names.values())))
     if not names:
-        raise Complaint(
+        raise CannotStart(
             f"module {module.__name__} has no Bridge", f"Make one there: {_DEFAULT_NAME} = Bridge()",
-            exit_code=CANNOT_START,
         )  # fmt: skip
     every = ", ".join(f"{module.__name__}:{key}" for key in names.values())
-    raise Complaint(
-        f"module {module.__name__} has {len(names)} bridges", f"Name one of them: {every}", exit_code=CANNOT_START
+    raise CannotStart(
+        f"module {module.__name__} has {len(names)} bridges",
+        f"Name one of them: {every}",
     )

@@ -94,7 +94,9 @@ def run_and_reload(app: str, arguments: list[str]) -> int:
     Returns:
         The exit code of the last child once this process was told to stop.
     """
-    return _Supervisor([argument for argument in arguments[1:] if argument != "--reload"], FileTimes(roots_of(app))).run()
+    return _Supervisor(
+        [argument for argument in arguments[1:] if argument != "--reload"], FileTimes(roots_of(app))
+    ).run()
 
 
 class _Supervisor:

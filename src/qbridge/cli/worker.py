@@ -10,7 +10,7 @@ from celery import concurrency as pools
 from celery.exceptions import ImproperlyConfigured
 
 from qbridge.bridge import Bridge
-from qbridge.cli.complaints import CANNOT_START, Complaint
+from qbridge.cli.complaints import CannotStart
 from qbridge.cli.loading import app_option, import_task_modules, load_bridge
 from qbridge.cli.reload import run_and_reload
 from qbridge.exceptions import ConfigurationError
@@ -54,7 +54,9 @@ def worker(
     try:
         program = _make(bridge, pool, concurrency, _names(bridge, queues), loglevel.upper(), name)
     except ImproperlyConfigured as error:
-        raise Complaint(" ".join(str(error).split()), exit_code=CANNOT_START) from None
+        raise CannotStart(
+            " ".join(str(error).split()),
+        ) from None
     click.echo(banner(program) + "\n")
     program.start()
     sys.exit(program.exitcode or 0)

@@ -85,7 +85,7 @@ class BridgeWorker(Worker):
 
     def emit_banner(self) -> None:
         """Say in a few lines what this worker is."""
-        print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)  # noqa: T201 - a program's first words
+        print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)
 
 
 class _InProcessController(WorkController):

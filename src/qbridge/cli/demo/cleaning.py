@@ -16,28 +16,38 @@ _TIME = 6.0
 """Seconds for all of it."""
 
 
-def sweep(bridge: Bridge, queue: str, results: Iterable[TaskResult[Any]]) -> None:
-    """Delete what the demo made on the servers; what cannot be reached stays.
+def sweep(bridge: Bridge, results: Iterable[TaskResult[Any]]) -> None:
+    """Close the bridge and delete what it made on the servers; what cannot be reached stays.
 
-    What all applications share stays as well: Celery's exchanges for remote control, events and delays.
+    What all applications share stays as well: tables of results, Celery's exchanges for remote control, events and
+    delays.
 
     Args:
-        bridge: the demo's.
-        queue: its queue.
+        bridge: the demo's; nobody else may use its default queue.
         results: the results of all that was sent.
     """
     app = bridge.celery
+    rpc = bridge.config.results.kind == "rpc"
+    reply_queue = app.thread_oid if rpc else None
+    # Cleaning up must not hide what happened before.
     with suppress(Exception), deadline(_TIME):
-        if bridge.config.results.kind != "rpc":
+        if not rpc:
             for result in results:
                 result.forget()
-        with app.connection_for_write() as connection:
-            exchange = app.amqp.queues[queue].exchange.name
-            _try(connection, lambda channel: channel.queue_delete(queue=queue))
-            if connection.transport.driver_type == "amqp":
-                _try(connection, lambda channel: channel.exchange_delete(exchange=exchange))
-            if bridge.config.results.kind == "rpc":
-                _try(connection, lambda channel: channel.queue_delete(queue=app.thread_oid))
+    bridge.close()  # first: it consumes the reply queue
+    with suppress(Exception), deadline(_TIME), app.connection_for_write() as connection:
+        queue = app.amqp.queues[bridge.config.default_queue]
+        _try(connection, lambda channel: _delete(channel, queue))
+        if connection.transport.driver_type == "amqp":
+            _try(connection, lambda channel: channel.exchange_delete(exchange=queue.exchange.name))
+        if reply_queue is not None:
+            _try(connection, lambda channel: channel.queue_delete(queue=reply_queue))
+
+
+def _delete(channel: Any, queue: Any) -> None:
+    # kombu's virtual transports delete the bindings of a queue only where it was declared on the same connection
+    queue.bind(channel).declare()
+    channel.queue_delete(queue=queue.name)
 
 
 def _try(connection: Any, act: Callable[[Any], Any]) -> None:

@@ -54,7 +54,7 @@ def _run(place: Place) -> int:
     bridge = tasks.bridge
     where = bridge.config.broker.safe_url(), bridge.config.results.safe_url()
     teller.opening(*where)
-    problems = [] and [finding for finding in bridge.check().findings if finding.level == "error"]
+    problems = [finding for finding in bridge.check().findings if finding.level == "error"]
     if problems:
         teller.problems(problems)
         return 1
@@ -73,8 +73,7 @@ def _run(place: Place) -> int:
     except WorkerDied as error:
         trouble = str(error)
     finally:
-        sweep(bridge, place.queue, scene.sent)
-        bridge.close()
+        sweep(bridge, scene.sent)
     if rows:
         teller.table(rows, *where)
     good = not trouble and len(rows) == len(STEPS) and all(row.true for row in rows)

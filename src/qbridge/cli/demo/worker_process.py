@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from qbridge.exceptions import QBridgeError
 
@@ -43,7 +44,7 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def __enter__(self) -> WorkerProcess:
+    def __enter__(self) -> Self:
         with self.log.open("wb") as output:
             # A session of its own: Ctrl-C in the terminal ends the demo, which then ends the worker.
             self._process = subprocess.Popen(  # noqa: S603 - our own command line
