@@ -223,7 +223,7 @@ def docs(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build, check, install into a new environment, and test what was installed."""
     session.install(*nox.project.dependency_groups(GROUPS, "wheel", "test"))
-    dist = Path(session.create_tmp()) / "dist"
+    dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(dist), silent=True)
     (archive,) = dist.glob("*.whl")
@@ -233,7 +233,7 @@ def wheel(session: nox.Session) -> None:
     session.install(f"qbridge[all] @ {archive.as_uri()}")
 
     # A place with the tests and without the sources: what is imported is what was installed.
-    place = Path(session.create_tmp()) / "installed"
+    place = Path(session.create_tmp()).resolve() / "installed"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     shutil.copy(ROOT / "pyproject.toml", place)
