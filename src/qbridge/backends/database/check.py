@@ -62,7 +62,11 @@ class _Visit:
         self.results = results
         self.url = results.sqlalchemy_url()
         self.place = results.safe_url().removeprefix("db+")
-        self.tables = ResultTables(results.table_names, results.table_schemas)  # type: ignore[arg-type]  # its keys are str
+        names, schemas = (
+            {str(which): name for which, name in (named or {}).items()}
+            for named in (results.table_names, results.table_schemas)
+        )
+        self.tables = ResultTables(names, schemas)
         self.pooled: PooledEngine | None = None
 
     def leave(self) -> None:

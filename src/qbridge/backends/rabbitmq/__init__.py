@@ -137,13 +137,14 @@ class RabbitMQBroker(Broker, frozen=True):
         Celery masks one password per setting when it prints its configuration, so a list of URLs must hold none.
         """
         scheme = "amqps" if self.tls else "amqp"
-        if len(self.servers) > 1:
+        first, *others = self.servers
+        if others:
             return ";".join(join_url(scheme, server=server, path=self.vhost) for server in self.servers)
         return join_url(
             scheme,
             username=self.username,
             password=self.password.get_secret_value(),
-            server=self.servers[0],
+            server=first,
             path=self.vhost,
         )
 
@@ -209,9 +210,10 @@ class RabbitMQBroker(Broker, frozen=True):
                 options[name] = str(path)
         if not tls.checks_hostname:
             return options  # py-amqp compares host names if and only if server_hostname is set
-        if server is None and tls.server_hostname is None and len(self.servers) > 1:
+        first, *others = self.servers
+        if server is None and tls.server_hostname is None and others:
             return HostnameOfTheMoment(options, server_hostname=None)
-        options["server_hostname"] = tls.server_hostname or (server or self.servers[0]).host
+        options["server_hostname"] = tls.server_hostname or (server or first).host
         return options
 
     @property

@@ -106,13 +106,14 @@ class _Visit:
         broker = self.broker
         settings = broker.celery_settings()
         options = settings["broker_transport_options"]
+        encryption: Any = broker.ssl_options(self.server) if broker.tls else False  # py-amqp's types know only bool
         return BoundedAMQPTransport.Connection(
             host=str(self.server),
             userid=broker.username,
             password=broker.password.get_secret_value(),
             login_method="PLAIN",
             virtual_host=broker.vhost,
-            ssl=broker.ssl_options(self.server) if broker.tls else False,
+            ssl=encryption,
             connect_timeout=min(broker.connect_timeout, remaining() or 0.1),
             read_timeout=options["read_timeout"],
             write_timeout=options["write_timeout"],
@@ -338,7 +339,7 @@ class _Visit:
     def _publish_nowhere(self, exchange: str) -> bool:
         if self.confirms is None or not self.confirms.usable:
             self.confirms = ConfirmChannel(self.connection)
-        self.confirms.publish(amqp.Message(b""), exchange=exchange, routing_key=f"qbridge-check-{uuid4().hex}")
+        self.confirms.publish(amqp.Message(""), exchange=exchange, routing_key=f"qbridge-check-{uuid4().hex}")
         try:
             # A quarter of the time: an alarm lets the first message wait for ever.
             self.confirms.settle(timeout=min(3.0, self.broker.publish_timeout / 4))

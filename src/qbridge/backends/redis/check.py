@@ -91,7 +91,7 @@ def _when_killed(broker: RedisBroker) -> Iterator[Finding]:
 
 class _Visit:
     def __init__(self, part: Part, server: RedisServer, patience: float, commands: Sequence[Command]) -> None:
-        self.part = part
+        self.part: Part = part
         self.server = server
         self.patience = patience
         self.commands = commands
@@ -162,6 +162,7 @@ class _Visit:
         else:
             address = master or server.server
             where = {"host": address.host, "port": address.port, **self._tls()}
+        no_retries: Any = None  # redis-py's types know no None, its code does; left out, it makes ten
         return redis.Redis(
             **where,
             db=server.db,
@@ -169,7 +170,7 @@ class _Visit:
             password=server.password.get_secret_value() if server.password else None,
             socket_timeout=self.left,
             socket_connect_timeout=self.left,
-            retry=None,  # type: ignore[arg-type]  # None is no retries; left out, redis-py makes ten
+            retry=no_retries,
             protocol=2,  # in RESP3 the answer to SUBSCRIBE is a push, which read_response passes over
         )
 

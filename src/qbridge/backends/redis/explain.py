@@ -5,13 +5,13 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Literal
 
-import redis
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     BusyLoadingError,
     NoPermissionError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from qbridge.backends.base import Finding
 from qbridge.backends.network import redact
@@ -75,7 +75,7 @@ def explain(error: Exception, part: Part, server: RedisServer) -> Finding:
             f"ACL SETUSER {server.username or 'default'} ~{server.key_prefix}* '&*' +@all -@dangerous +info, "
             "then ACL SAVE",
         )
-    if isinstance(error, redis.TimeoutError | TimeoutError):
+    if isinstance(error, RedisTimeoutError | TimeoutError):
         return Finding(
             "error",
             f"{part}.frozen",
