@@ -84,8 +84,7 @@ class Side:
         kind = self.kind_of_url(url)
         if url.startswith("unix://"):  # redis-py's word for kombu's redis+socket
             url = f"redis+socket{url.removeprefix('unix')}"
-        if kind == "database":
-            _refuse_misread(url)
+        _refuse_misread(url, kind)
         model = self.rooms[kind]
         return model() if url == kind and kind != "none" else model.from_url(url)
 
@@ -193,12 +192,22 @@ def url_text(value: Any) -> str | None:
     return None
 
 
-def _refuse_misread(url: str) -> None:
-    """Refuse database URLs of which SQLAlchemy would take a part of the password for something else, and print it."""
-    if url.count("://") > 1:
+def _refuse_misread(url: str, kind: str) -> None:
+    """Refuse URLs of which a part of the password would be taken for something that is printed: a path, a host."""
+    if kind == "database" and url.count("://") > 1:
         raise ConfigurationError("this is a list of database URLs", "write one")
-    if url.partition("://")[2].partition("/")[0].count("@") > 1:
-        raise ConfigurationError("this database URL has an unquoted '@'", "write %40 for each in name and password")
+    for one in url.split(";"):
+        scheme, _, rest = one.partition("://")
+        if kind == "embedded" or "sqlite" in scheme:
+            continue  # no password, and a file may be called as it likes
+        authority = re.split("[/?#]", rest, maxsplit=1)[0]
+        # SQLAlchemy ends the password at its first '@', kombu at the last one before the path.
+        early = authority.partition(":")[2].count("@") > 1 if kind == "database" else False
+        if early or "@" in rest[len(authority) :]:
+            raise ConfigurationError(
+                "this URL has an unquoted '@' behind its host, or an unquoted '/', '?' or '#' in its password",
+                "percent-encode special characters in name and password (urllib.parse.quote(password, safe=''))",
+            )
 
 
 def explicit(room: BaseModel) -> dict[str, Any]:

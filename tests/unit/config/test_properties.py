@@ -19,7 +19,7 @@ from qbridge.exceptions import ConfigurationError
 CANARY = "Zq7CanaryXw"
 SCHEMES = (
     "amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel", "redis+socket", "unix", "embedded", "rpc", "disabled",
-    "db+postgresql", "postgresql+psycopg", "mysql+pymysql", "sqlite", "mongodb", "amqpp", "", "x y",
+    "db+postgresql", "postgresql+psycopg", "mysql+pymysql", "mongodb", "amqpp", "", "x y",
 )  # fmt: skip
 VARIABLES = sorted({row.environment for row in describe() if row.environment})
 
