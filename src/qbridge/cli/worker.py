@@ -72,7 +72,7 @@ def _make(
     celery = bridge.celery
     pool_cls = pools.get_implementation(_POOLS[pool] if pool else celery.conf.worker_pool)
     if bridge.config.defaults == "safe":
-        refuse_unenforced_limits(celery, pool_cls)
+        refuse_unenforced_limits(celery, pool_cls, queues)
     return celery.Worker(
         hostname=name, pool_cls=pool_cls, concurrency=concurrency, queues=queues, loglevel=loglevel, quiet=True
     )

@@ -28,28 +28,32 @@ _PICKLES = {"pickle", "application/x-python-serialize"}
 _NO_TIME_LIMITS = ("celery.concurrency.solo", "celery.concurrency.thread", "qbridge.worker.pools")
 
 
-def unenforced_limits(app: Any, pool_cls: Any) -> list[str]:
-    """Return the names of tasks whose time limits a pool cannot enforce."""
+def unenforced_limits(app: Any, pool_cls: Any, queues: Iterable[str] | None = None) -> list[str]:
+    """Return the names of tasks whose time limits a pool cannot enforce, of those whose queues are consumed here."""
     if getattr(pool_cls, "__module__", "") not in _NO_TIME_LIMITS:
         return []
+    consumed = set(app.amqp.queues.consume_from if queues is None else queues)
     return sorted(
         name
         for name, task in app.tasks.items()
-        if getattr(task, "definition", None) is not None and (task.time_limit or task.soft_time_limit)
+        if getattr(task, "definition", None) is not None
+        and (task.time_limit or task.soft_time_limit)
+        and (task.definition.queue or app.conf.task_default_queue) in consumed
     )
 
 
-def refuse_unenforced_limits(app: Any, pool_cls: Any) -> None:
+def refuse_unenforced_limits(app: Any, pool_cls: Any, queues: Iterable[str] | None = None) -> None:
     """Refuse a pool that cannot enforce the time limits of a task.
 
     Args:
         app: the bridge's app, with all tasks imported.
         pool_cls: the pool's class.
+        queues: names of the queues that will be consumed; None: what the app has selected.
 
     Raises:
         ConfigurationError: naming the tasks.
     """
-    names = unenforced_limits(app, pool_cls)
+    names = unenforced_limits(app, pool_cls, queues)
     if names:
         raise ConfigurationError(*_limits_message(names))
 
@@ -57,7 +61,8 @@ def refuse_unenforced_limits(app: Any, pool_cls: Any) -> None:
 def _limits_message(names: Iterable[str]) -> tuple[str, str]:
     return (
         f"this pool cannot enforce the time limits of {', '.join(names)}",
-        "Use the process pool (worker.pool='process', --pool=prefork), or take the limits off these tasks.",
+        "Use the process pool (worker.pool='process', --pool=prefork), consume other queues (--queues), or take the "
+        "limits off these tasks.",
     )
 
 
