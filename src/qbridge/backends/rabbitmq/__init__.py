@@ -132,20 +132,19 @@ class RabbitMQBroker(Broker, frozen=True):
         return cls(**fields)
 
     def celery_url(self) -> str:
-        """The URL for ``broker_url``; with several servers the account is in ``broker_user`` and ``broker_password``.
+        """The URL for ``broker_url``; several servers are several URLs between semicolons.
 
-        Celery masks one password per setting when it prints its configuration, so a list of URLs must hold none.
+        Each has the account: kombu forgets ``broker_user`` and ``broker_password`` when it goes to the next server.
         """
-        scheme = "amqps" if self.tls else "amqp"
-        first, *others = self.servers
-        if others:
-            return ";".join(join_url(scheme, server=server, path=self.vhost) for server in self.servers)
-        return join_url(
-            scheme,
-            username=self.username,
-            password=self.password.get_secret_value(),
-            server=first,
-            path=self.vhost,
+        return ";".join(
+            join_url(
+                "amqps" if self.tls else "amqp",
+                username=self.username,
+                password=self.password.get_secret_value(),
+                server=server,
+                path=self.vhost,
+            )
+            for server in self.servers
         )
 
     def celery_settings(self) -> dict[str, Any]:
@@ -174,8 +173,6 @@ class RabbitMQBroker(Broker, frozen=True):
 
     def minimal_celery_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"broker_url": self.celery_url()}
-        if len(self.servers) > 1:
-            settings |= {"broker_user": self.username, "broker_password": self.password.get_secret_value()}
         if self.tls is not None:
             settings["broker_use_ssl"] = self.ssl_options()
         if "heartbeat" in self.model_fields_set:
@@ -247,7 +244,8 @@ class RabbitMQBroker(Broker, frozen=True):
         A classic queue orders by the number up to its own ``max_priority``. A quorum queue knows two levels from
         RabbitMQ 4.0 on: above 4 is high. Until the server was asked, the answer is that of 4.0.
         """
-        if (queue_type or self.queue_type) == "classic":
+        # as a queue is declared: only a classic one can have max_priority
+        if (queue_type or ("classic" if max_priority is not None else self.queue_type)) == "classic":
             if max_priority is None:
                 if level == "normal":
                     return None

@@ -94,15 +94,6 @@ class RedisBroker(RedisServer, Broker, frozen=True):
 
     def minimal_celery_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"broker_url": self.celery_url()}
-        if self.sentinel is not None:
-            settings |= {
-                name: value
-                for name, value in (
-                    ("broker_user", self.username),
-                    ("broker_password", self.password.get_secret_value() if self.password else None),
-                )
-                if value is not None
-            }
         if self.tls is not None:
             settings["broker_use_ssl"] = self.ssl_options()
         options = self.sentinel_options(self.socket_timeout)

@@ -61,6 +61,13 @@ class RedisResults(RedisServer, ResultBackend, frozen=True):
             socket_timeout: float | timedelta = 5.0,
         ) -> None: ...
 
+    def celery_url(self) -> str:
+        """The URL for ``result_backend``; with Sentinels the account is in ``redis_username`` and ``redis_password``.
+
+        Celery masks the first URL of a list only when it prints its configuration.
+        """
+        return super().celery_url() if self.sentinel is None else self._url(None, None)
+
     def celery_settings(self) -> dict[str, Any]:
         """The bounded way to keep results in Redis."""
         settings: dict[str, Any] = {

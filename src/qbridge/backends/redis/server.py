@@ -161,19 +161,22 @@ class RedisServer(Room, frozen=True):
         return cls(**fields)
 
     def celery_url(self) -> str:
-        """The URL for Celery; with Sentinels the account is in settings of its own, not in the URL.
+        """The URL for Celery; several Sentinels are several URLs between semicolons, each with the master's account."""
+        return self._url(self.username, self.password.get_secret_value() if self.password else None)
 
-        Celery masks one password per setting when it prints its configuration, so a list of URLs must hold none.
-        """
-        password = self.password.get_secret_value() if self.password else None
+    def _url(self, username: str | None, password: str | None) -> str:
         if self.sentinel is not None:
-            return ";".join(join_url("sentinel", server=one, path=str(self.db)) for one in self.sentinel.servers)
+            path = str(self.db)
+            return ";".join(
+                join_url("sentinel", username=username, password=password, server=server, path=path)
+                for server in self.sentinel.servers
+            )
         if self.unix_socket is not None:
-            account = join_url("redis+socket", username=self.username, password=password).removesuffix("/")
+            account = join_url("redis+socket", username=username, password=password).removesuffix("/")
             return f"{account}{quote(self.unix_socket)}?{urlencode({'virtual_host': self.db})}"
         return join_url(
             "rediss" if self.tls else "redis",
-            username=self.username,
+            username=username,
             password=password,
             server=self.server,
             path=str(self.db),
