@@ -87,8 +87,8 @@ def _importing(name: str, act: Callable[[], Any]) -> Any:
     try:
         return act()
     except ConfigurationError as error:
-        place = _users_line(error.__traceback__)
-        raise type(error)(f"{error.what}{place}", *error.args[1:]) from None
+        error.what = f"{_users_line(error.__traceback__)}{error.what}"
+        raise error.with_traceback(None) from None
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise CannotStart(
@@ -102,12 +102,13 @@ def _importing(name: str, act: Callable[[], Any]) -> Any:
 
 def _failed(name: str, error: Exception) -> CannotStart:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _machinery(frame.filename)]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    lines += traceback.format_exception_only(error)
+    said = traceback.format_exception_only(error)
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames), *said]
     return CannotStart(
-        f"importing {name} failed: {type(error).__name__}", "The traceback above is the module's own.",
+        f"importing {name} failed: {said[-1].strip()}",
+        f"It happened in {frames[-1].filename}, line {frames[-1].lineno}." if frames else "",
         details="".join(lines),
-    )  # fmt: skip
+    )
 
 
 def _machinery(filename: str) -> bool:
@@ -123,7 +124,7 @@ def _users_line(trace: TracebackType | None) -> str:
         for frame in traceback.extract_tb(trace)
         if not _machinery(frame.filename) and not frame.filename.startswith((ours, sys.prefix))
     ]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
 
 
 def _module_of(path: str) -> str:

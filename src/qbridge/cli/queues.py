@@ -38,7 +38,7 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
         return
     console = screen()
     told = broker.kind == "embedded"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("queue", overflow="fold")
     table.add_column("waiting", justify="right")
     if told:
@@ -57,9 +57,11 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
         note = "does not exist yet" if depth.waiting is None else "no worker consumes it" if stuck else ""
         style = "yellow" if stuck else "dim"
         table.add_row(*cells, str(len(used_by.get(depth.name, []))), Text(note, style=style))
-    console.print(Text(f"broker  {broker.safe_url()}"), soft_wrap=True)
+    console.print(Text.assemble(("broker  ", "dim"), broker.safe_url()), soft_wrap=True)
+    console.print()
     console.print(table)
-    if depths.held is not None:
+    console.print()
+    if depths.held:
         console.print(Text(f"Held by workers, of all queues in this Redis database: {depths.held}"))
 
 

@@ -12,8 +12,8 @@ from qbridge.result import TaskResult
 
 __all__ = ["sweep"]
 
-_TIME = 6.0
-"""Seconds for all of it."""
+_TIME = 5.0
+"""Seconds for results, and again for queues."""
 
 
 def sweep(bridge: Bridge, results: Iterable[TaskResult[Any]]) -> None:

@@ -22,8 +22,8 @@ __all__ = ["demo"]
 
 LIMIT = 60.0
 """Seconds for everything."""
-_ENDING = 8.0
-"""Of these, seconds that cleaning up may take."""
+_ENDING = 20.0
+"""Of these, seconds that ending the worker and cleaning up may take."""
 
 
 @click.command()
@@ -58,18 +58,18 @@ def _run(place: Place) -> int:
     if problems:
         teller.problems(problems)
         return 1
-    scene = Scene(tasks, teller, deadline)
+    worker = WorkerProcess(place.log)
+    scene = Scene(tasks, teller, deadline, worker.refuse_dead)
     rows: list[Row] = []
     trouble = ""
-    worker = WorkerProcess(place.log)
     try:
         with worker:
             started = time.monotonic()
-            worker.wait_until_ready(min(30.0, scene.left))
+            with teller.waiting("starting a worker process"):
+                worker.wait_until_ready(min(30.0, scene.left))
             teller.worker(worker.pid, time.monotonic() - started)
             for step in STEPS:
                 rows.append(told(step, scene))
-                worker.refuse_dead()
     except WorkerDied as error:
         trouble = str(error)
     finally:
@@ -80,5 +80,6 @@ def _run(place: Place) -> int:
     if not good:
         place.keep = True
         teller.failure(trouble or "Not everything came as expected", worker.tail(20), str(place.log))
-    teller.next(good)
-    return 0 if good else 1
+        return 1
+    teller.what_next()
+    return 0

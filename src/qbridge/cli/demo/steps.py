@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.signals import before_task_publish
-from rich.text import Text
 
 from qbridge.cli.demo.telling import Teller
+from qbridge.cli.demo.worker_process import WorkerDied
 from qbridge.exceptions import ArgumentsError, ResultTimeout, TaskFailed
 from qbridge.result import TaskResult
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["STEPS", "Row", "Scene", "Step"]
+
+T = TypeVar("T")
 
 BULK = 500
 BOXES = 20
@@ -56,11 +58,15 @@ class Scene:
         tasks: the module with the bridge and its tasks; imported only after the environment was prepared.
         teller: prints.
         deadline: ``time.monotonic()`` at which everything must be over.
+        refuse_dead: raises if the worker is gone.
     """
 
-    def __init__(self, tasks: ModuleType, teller: Teller, deadline: float) -> None:
+    def __init__(
+        self, tasks: ModuleType, teller: Teller, deadline: float, refuse_dead: Callable[[], None] = lambda: None
+    ) -> None:
         self.tasks: Any = tasks
         self.teller = teller
+        self.refuse_dead = refuse_dead
         self._deadline = deadline
         self.sent: list[TaskResult[Any]] = []
 
@@ -69,13 +75,30 @@ class Scene:
         """Seconds that are left, at least a few hundredths."""
         return max(0.05, self._deadline - time.monotonic())
 
-    def keep(self, result: TaskResult[Any]) -> TaskResult[Any]:
+    def keep(self, result: TaskResult[T]) -> TaskResult[T]:
         """Remember a result, to be deleted at the end."""
         self.sent.append(result)
         return result
 
+    def wait(self, result: TaskResult[T]) -> T:
+        """Return the value once it is there, looking after the worker meanwhile.
+
+        Raises:
+            WorkerDied: if there is no worker any more.
+            ResultTimeout: if time is up.
+        """
+        while True:
+            left = self.left
+            try:
+                return result.get(timeout=min(1.0, left))
+            except ResultTimeout:
+                self.refuse_dead()
+                if left <= 1.0:
+                    raise
+
 
 Step = Callable[[Scene], Row]
+"""Its docstring is its heading."""
 
 
 @contextmanager
@@ -88,16 +111,21 @@ def _fault(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _listed(lengths: dict[str, int]) -> str:
+    return ", ".join(f"{page} {length}" for page, length in lengths.items())
+
+
 def typed(scene: Scene) -> Row:
     """A typed task."""
     tasks, tell = scene.tasks, scene.teller
     order = tasks.Order(item="tea", quantity=3, price=Decimal("2.40"))
     tell.code("quote.delay(Order(item='tea', quantity=3, price=Decimal('2.40'))).get()")
     with _clock() as passed:
-        answer = scene.keep(tasks.quote.delay(order)).get(timeout=scene.left)
+        answer = scene.wait(scene.keep(tasks.quote.delay(order)))
     tell.result(repr(answer))
     expected = tasks.Quote(item="tea", total=Decimal("7.20"))
-    return Row("model in, model out", repr(expected), repr(answer), passed(), answer == expected)
+    seen = f"{type(answer).__name__}, total {answer.total}"
+    return Row("model in, model out", f"Quote, total {expected.total}", seen, passed(), answer == expected)
 
 
 def refused(scene: Scene) -> Row:
@@ -115,11 +143,11 @@ def refused(scene: Scene) -> Row:
         try:
             scene.keep(scene.tasks.add.delay("one", 2))
         except ArgumentsError as error:
-            seen = f"ArgumentsError, {len(published)} sent"
+            seen = f"refused, {len(published)} sent"
             tell.error(_fault(error))
         finally:
             before_task_publish.disconnect(count)
-    return Row("wrong argument", "ArgumentsError, 0 sent", seen, passed())
+    return Row("wrong argument", "refused, 0 sent", seen, passed())
 
 
 def failing(scene: Scene) -> Row:
@@ -131,14 +159,14 @@ def failing(scene: Scene) -> Row:
     true = False
     with _clock() as passed:
         try:
-            scene.keep(tasks.reserve.delay("tea", 3)).get(timeout=scene.left)
+            scene.wait(scene.keep(tasks.reserve.delay("tea", 3)))
         except tasks.OutOfStock as error:
             remote = error.__cause__
             trace = remote.remote_traceback if isinstance(remote, TaskFailed) else ""
-            seen, true = _fault(error), (error.item, error.left) == (expected.item, expected.left) and bool(trace)
-            tell.error(seen)
+            seen, true = repr(error), (error.item, error.left) == (expected.item, expected.left) and bool(trace)
+            tell.error(_fault(error))
             tell.traceback(trace)
-    return Row("own exception type", _fault(expected), seen, passed(), true)
+    return Row("own exception type", repr(expected), seen, passed(), true)
 
 
 def retried(scene: Scene) -> Row:
@@ -147,7 +175,7 @@ def retried(scene: Scene) -> Row:
     tell.code("@bridge.task(retry=Retry(on=ConnectionError, attempts=5, wait_initial=0.2))")
     tell.code("call_carrier.delay().get()")
     with _clock() as passed:
-        attempt = scene.keep(scene.tasks.call_carrier.delay()).get(timeout=scene.left)
+        attempt = scene.wait(scene.keep(scene.tasks.call_carrier.delay()))
     tell.result(f"attempt {attempt} got through")
     return Row("retries", "attempt 3", f"attempt {attempt}", passed())
 
@@ -155,18 +183,18 @@ def retried(scene: Scene) -> Row:
 def asynchronous(scene: Scene) -> Row:
     """An async task, awaited."""
     tell = scene.teller
-    pages = ["tea", "coffee", "chocolate"]
+    pages = ["tea", "coffee"]
     tell.code(f"await (await fetch.adelay({pages!r}))")
 
     async def ask() -> dict[str, int]:
         handle = scene.keep(await scene.tasks.fetch.adelay(pages))
-        answer: dict[str, int] = await handle.aget(timeout=scene.left)
+        answer: dict[str, int] = await handle.aget(timeout=min(10.0, scene.left))
         return answer
 
     with _clock() as passed:
         answer = asyncio.run(ask())
     tell.result(repr(answer))
-    return Row("async def, await", repr({page: len(page) for page in pages}), repr(answer), passed())
+    return Row("async def, await", _listed({page: len(page) for page in pages}), _listed(answer), passed())
 
 
 def followed(scene: Scene) -> Row:
@@ -184,7 +212,8 @@ def followed(scene: Scene) -> Row:
                     steps.append(now.done)
                     bars.update(bar, completed=now.done)
                 time.sleep(0.02)
-            counted = handle.get(timeout=scene.left)
+                scene.refuse_dead()
+            counted = scene.wait(handle)
             bars.update(bar, completed=counted)
     rising = len(steps) > 1 and steps == sorted(steps)
     tell.result(f"{counted} boxes; {len(steps)} different reports on the way")
@@ -205,7 +234,7 @@ def bulk(scene: Scene) -> Row:
             bars.update(sent, completed=len(handles))
         scene.sent += handles
         for handle in handles:
-            total += handle.get(timeout=scene.left)
+            total += scene.wait(handle)
             bars.advance(finished)
     took = passed()
     tell.result(f"{len(handles)} results, sum {total}, {len(handles) / took:,.0f} per second, there and back")
@@ -227,8 +256,10 @@ def told(step: Step, scene: Scene) -> Row:
     start = time.monotonic()
     try:
         row = step(scene)
+    except WorkerDied:
+        raise
     except Exception as error:  # noqa: BLE001 - shown as what was seen
         seen = "nothing in time" if isinstance(error, ResultTimeout) else _fault(error)
         row = Row(title, "no error", seen, time.monotonic() - start, truth=False)
-        scene.teller.error(Text(_fault(error)).plain)
+        scene.teller.error(_fault(error))
     return row

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -47,6 +49,10 @@ class Teller:
             symbol(self.console, "ok"), Text(f"A worker is running: process {pid}, ready after {seconds:.1f} s")
         )
 
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Say what is waited for, as long as it lasts; on a terminal only."""
+        return self.console.status(text)
+
     def chapter(self, title: str) -> None:
         """Begin a step."""
         self._chapters += 1
@@ -84,21 +90,21 @@ class Teller:
 
     def table(self, rows: Sequence[Row], broker: str, results: str) -> None:
         """Show what was shown."""
-        table = Table(
-            title="What you have seen", title_justify="left", title_style="bold",
-            caption=f"broker {broker}\nresults {results}", caption_justify="left",
-        )  # fmt: skip
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table.add_column("", no_wrap=True)
         for heading in ("shown", "expected", "seen"):
             table.add_column(heading, overflow="fold")
         table.add_column("time", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
         for row in rows:
-            table.add_row(
-                row.shown, Text(row.expected), Text(row.seen), f"{row.seconds:.2f} s",
-                symbol(self.console, "ok" if row.true else "error"),
-            )  # fmt: skip
+            sign = symbol(self.console, "ok" if row.true else "error")
+            table.add_row(sign, row.shown, Text(row.expected), Text(row.seen), f"{row.seconds:.2f} s")
+        self.console.print()
+        self.console.print(Text("What you have seen", style="bold"))
         self.console.print()
         self.console.print(table)
+        self.console.print()
+        self.console.print(Text.assemble(("broker   ", "dim"), broker), soft_wrap=True)
+        self.console.print(Text.assemble(("results  ", "dim"), results), soft_wrap=True)
 
     def problems(self, findings: Sequence[Finding]) -> None:
         """Show why it cannot begin."""
@@ -115,18 +121,16 @@ class Teller:
             self.console.print(Group(Text("The end of the worker's log:", style="bold"), Text(log, style="dim")))
         self.console.print(Text(f"The whole log: {path}"), soft_wrap=True)
 
-    def next(self, all_true: bool) -> None:
+    def what_next(self) -> None:
         """Say what to do next, in three lines."""
-        if not all_true:
-            return
         self.console.print()
         self.console.print(Text("Next", style="bold"))
         for command, meaning in (
             ("your tasks", "bridge = Bridge() and @bridge.task in a module, tasks.py"),
             ("a worker", "qbridge worker -A tasks"),
-            ("a server", "QBRIDGE_BROKER=amqp://… QBRIDGE_RESULTS=redis://… then: qbridge check"),
+            ("a server", "QBRIDGE_BROKER=amqp://… QBRIDGE_RESULTS=rpc:// qbridge check"),
         ):
-            self.console.print(Text.assemble("  ", (f"{command:<11}", "cyan"), meaning), soft_wrap=True)
+            self.console.print(Text.assemble("  ", (f"{command:<12}", "cyan"), meaning), soft_wrap=True)
 
     @property
     def _arrow(self) -> str:
@@ -137,4 +141,4 @@ class Teller:
         return "→"
 
     def _indented(self, shown: RenderableType, indent: int = 3) -> None:
-        self.console.print(Padding(shown, (0, 0, 0, indent)))
+        self.console.print(Padding(shown, (0, 0, 0, indent), expand=False))

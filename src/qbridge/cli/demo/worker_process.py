@@ -17,7 +17,7 @@ __all__ = ["COMMAND", "WorkerDied", "WorkerProcess"]
 
 COMMAND = ("worker", "-A", "qbridge.cli.demo.tasks:bridge", "--concurrency", "2")
 _READY = " ready."
-_WARM = 10.0
+_WARM = 5.0
 """Seconds to end by itself before it is killed."""
 
 
