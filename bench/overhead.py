@@ -92,7 +92,8 @@ def raw_side(config: BridgeConfig, queue: str) -> Side:
     app = Celery("raw", changes=settings, set_as_current=False)
     app.conf.task_default_queue = queue
     app.conf.task_queues = [kombu_queue(config, qbridge.QueueConfig(queue))]
-    side = Side(app, lambda n: add.apply_async((n, n)), lambda r: r.get(timeout=60), {"without_mingle": True, "without_gossip": True})
+    quick = {"without_mingle": True, "without_gossip": True}
+    side = Side(app, lambda n: add.apply_async((n, n)), lambda r: r.get(timeout=60), quick)
 
     @app.task(name="raw.add", acks_late=True, reject_on_worker_lost=True)
     def add(a: int, b: int) -> int:
@@ -169,7 +170,9 @@ def _until(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.001)
 
 
-def compare(row: tuple[str, str, str], repetitions: int, n: int, raw: Callable[[], Spent], typed: Callable[[], Spent]) -> Row:
+def compare(
+    row: tuple[str, str, str], repetitions: int, n: int, raw: Callable[[], Spent], typed: Callable[[], Spent]
+) -> Row:
     """Run both sides in alternating order and keep the ratio of each repetition."""
     ratios, cpu_ratios, raws, typeds = [], [], [], []
     for repetition in range(repetitions):
@@ -185,8 +188,11 @@ def compare(row: tuple[str, str, str], repetitions: int, n: int, raw: Callable[[
     return Row(*row, ratios, cpu_ratios, statistics.median(raws), statistics.median(typeds))
 
 
-def measure(broker: str, results: str, config: BridgeConfig, *, repetitions: int, messages: int, trips: int) -> list[Row]:
+def measure(
+    broker: str, results: str, config: BridgeConfig, *, repetitions: int, messages: int, trips: int
+) -> list[Row]:
     """Measure one pair: submit, receive, round trip."""
+    pair = (broker, results)
     tag = f"{time.time_ns():x}"
     raw, typed = raw_side(config, f"raw-{tag}"), typed_side(config, f"typed-{tag}")
     rows = []
@@ -197,7 +203,8 @@ def measure(broker: str, results: str, config: BridgeConfig, *, repetitions: int
         def submit(side: Side) -> Spent:
             return timed(lambda: [side.send(n) for n in range(messages)])
 
-        rows.append(compare((broker, results, "submit"), repetitions, messages, lambda: submit(raw), lambda: submit(typed)))
+        both = (lambda: submit(raw), lambda: submit(typed))
+        rows.append(compare((*pair, "submit"), repetitions, messages, *both))
 
         def drained(side: Side) -> Spent:
             # what submit has left is drained first; then a known number, timed from the first to the last
@@ -213,7 +220,8 @@ def measure(broker: str, results: str, config: BridgeConfig, *, repetitions: int
                 share = messages / (side.done - already)
                 return elapsed * share, cpu * share
 
-        rows.append(compare((broker, results, "receive"), max(3, repetitions // 2), messages, lambda: drained(raw), lambda: drained(typed)))
+        both = (lambda: drained(raw), lambda: drained(typed))
+        rows.append(compare((*pair, "receive"), max(3, repetitions // 2), messages, *both))
 
         def trip(side: Side) -> Spent:
             with worker(side):
@@ -222,7 +230,8 @@ def measure(broker: str, results: str, config: BridgeConfig, *, repetitions: int
                 return timed(lambda: [side.get(side.send(n)) for n in range(trips)])
 
         database = results in ("postgresql", "sqlite", "mariadb")
-        rows.append(compare((broker, results, "round trip"), 3 if database else repetitions, trips, lambda: trip(raw), lambda: trip(typed)))
+        both = (lambda: trip(raw), lambda: trip(typed))
+        rows.append(compare((*pair, "round trip"), 3 if database else repetitions, trips, *both))
     finally:
         raw.app.close()
         typed.app.close()

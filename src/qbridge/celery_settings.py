@@ -13,7 +13,7 @@ from typing import Any
 
 from kombu import Exchange, Queue
 
-from qbridge.config import BridgeConfig, QueueConfig
+from qbridge.config import BridgeConfig, QueueConfig, overlay
 
 __all__ = ["app_settings", "kombu_queue", "routing_key", "task_attributes"]
 
@@ -56,8 +56,7 @@ def kombu_queue(config: BridgeConfig, queue: QueueConfig) -> Queue:
 def app_settings(config: BridgeConfig) -> dict[str, Any]:
     """Return the settings for Celery's ``conf``; the user's raw ones come last and win."""
     settings = _safe(config) if config.defaults == "safe" else _as_celery(config)
-    settings.update(config.celery)
-    return settings
+    return overlay(settings, config.celery)
 
 
 def _safe(config: BridgeConfig) -> dict[str, Any]:
