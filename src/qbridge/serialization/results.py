@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from celery.backends.base import decompress_payload
+from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import object_hook
 
@@ -100,10 +102,29 @@ class TypedResultMixin(_Base):
 
     def prepare_exception(self, exc: Any, serializer: str | None = None) -> Any:
         """Prepare an exception for storage as Celery does, and add its text, which the arguments may not hold."""
-        prepared = super().prepare_exception(exc, serializer)
+        original = _as_raised(exc)
+        prepared = super().prepare_exception(original, serializer)
         if isinstance(prepared, dict):
-            prepared["exc_text"] = error_text(exc)
+            prepared["exc_text"] = error_text(original)
+            if isinstance(original, OSError) and isinstance(original.filename, str) and len(original.args) == 2:
+                # its args leave out which file
+                prepared["exc_message"] = [*prepared["exc_message"], original.filename]
         return prepared
+
+
+def _as_raised(exc: Any) -> Any:
+    """Return the exception that the task raised, where Celery hands over a stand-in.
+
+    For an exception that cannot be pickled, Celery's tracer stores the nearest base class that can, or a wrapper, and
+    with them another type and another text. It does so while it handles the original.
+    """
+    raised = sys.exc_info()[1]
+    if raised is None or raised is exc:
+        return exc
+    if isinstance(exc, UnpickleableExceptionWrapper):
+        told = (exc.exc_module, exc.exc_cls_name)
+        return raised if told == (type(raised).__module__, type(raised).__name__) else exc
+    return raised if type(exc) in type(raised).__mro__[1:] and exc.args == raised.args else exc
 
 
 def error_text(exc: BaseException) -> str:
