@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from celery.worker.state import revoked
+
 from qbridge import Bridge, BridgeConfig, QueueConfig
 from qbridge.testing.contracts.tasks import declare
 from qbridge.testing.servers import ServerFailed
@@ -45,7 +47,7 @@ class WorkerProcess:
 
     Args:
         command: program and arguments.
-        environment: added to ``PATH`` and the like.
+        environment: its whole environment.
         folder: its working directory, with its output in ``worker-*.log``.
     """
 
@@ -55,14 +57,7 @@ class WorkerProcess:
         number = next(self._numbers)
         self.log = folder / f"worker-{number}.log"
         self._ready = folder / f"worker-{number}.ready"
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("QBRIDGE_", "CELERY_")) or name.startswith("QBRIDGE_TEST_")
-        }
-        self.process = ChildProcess(
-            command, log=self.log, env={**kept, **environment, READY: str(self._ready)}, cwd=folder
-        )
+        self.process = ChildProcess(command, log=self.log, env={**environment, READY: str(self._ready)}, cwd=folder)
 
     @property
     def pid(self) -> int:
@@ -88,10 +83,16 @@ class WorkerProcess:
             raise ServerFailed(f"the worker does not consume after {_START:g} s:\n{self.process.tail()}") from error
         return self._ready.read_text()
 
-    def stop(self, timeout: float = 30.0) -> int | None:
-        """Ask it to end in order (SIGTERM), and return its exit code."""
-        self.process.end(signal.SIGTERM, timeout)
-        return self.process.exit_code()
+    def ask_to_stop(self) -> None:
+        """SIGTERM: it takes nothing more, ends what runs, and exits."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end, and return its exit code."""
+        wait_until(lambda: self.process.exit_code() is not None, timeout, what="the worker to end")
+        code = self.process.exit_code()
+        assert code is not None  # waited for
+        return code
 
     def kill(self) -> None:
         """SIGKILL it with its pool's processes."""
@@ -171,16 +172,26 @@ class Contract:
         self._bridges.append(bridge)
         return bridge
 
+    def declare_on(self, bridge: Bridge) -> SimpleNamespace:
+        """Declare every task on another bridge too."""
+        return declare(bridge)
+
     def path(self, name: str = "runs") -> Path:
         """A path in the folder that nothing has used yet."""
         return self.folder / f"{name}-{next(self._paths)}"
 
     # -- workers
 
-    def environment(self) -> dict[str, str]:
-        """Variables that configure a bridge in another process like this one."""
+    def process_environment(self) -> dict[str, str]:
+        """The environment of another process whose bridge is configured like this one."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("QBRIDGE_", "CELERY_")) or name.startswith("QBRIDGE_TEST_")
+        }
         queues = [queue.model_dump_json(exclude_unset=True) for queue in self._queues()]
         return {
+            **kept,
             "QBRIDGE_BROKER": self._urls["broker"],
             "QBRIDGE_RESULTS": self._urls["results"],
             "QBRIDGE_QUEUES": f"[{', '.join(queues)}]",
@@ -214,14 +225,16 @@ class Contract:
     def _start(self, queues: Sequence[str], pool: str, concurrency: int) -> WorkerProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {
-            **self.environment(),
+            **self.process_environment(),
             "QBRIDGE_WORKER__POOL": pool,
             "QBRIDGE_WORKER__CONCURRENCY": str(concurrency),
         }
+        # Two workers of one name on one broker would be one to remote control.
+        name = f"{'-'.join(queues[:2])}-{next(self._paths)}@%h"
         if find_spec("qbridge.__main__") is not None and "QBX" in os.environ:
-            words = ["qbridge", "worker", "-A", f"{_PROGRAM}:bridge", "--queues", ",".join(queues)]
+            words = ["qbridge", "worker", "-A", f"{_PROGRAM}:bridge", "--queues", ",".join(queues), "--name", name]
         else:
-            words = ["celery", "-A", f"{_PROGRAM}:app", "worker", "-l", "INFO", "-Q", ",".join(queues)]
+            words = ["celery", "-A", f"{_PROGRAM}:app", "worker", "-l", "INFO", "-Q", ",".join(queues), "-n", name]
         return WorkerProcess([sys.executable, "-m", *words], environment, self.folder)
 
     # -- looking at queues
@@ -247,6 +260,11 @@ class Contract:
             bound = app.amqp.queues[queue].bind(connection.default_channel)
             bound.declare()
             bound.purge()
+
+    @staticmethod
+    def wait_for_revoke(task_id: str) -> None:
+        """Wait until the workers of this process know that a task is revoked."""
+        wait_until(lambda: task_id in revoked, 20, what="the revoke to arrive")
 
     # -- the end
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from qbridge.testing.contracts.values import ANNOTATIONS, Ticket
 
 __all__ = ["OutOfStock", "Refused", "Seen", "declare", "runs"]
 
+_bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()
 _DECLARED: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 _MODULE = __name__
 
@@ -45,6 +47,7 @@ def declare(bridge: Bridge) -> SimpleNamespace:
         The tasks by the names of their functions; those that echo a value are called ``echo_`` and a name of
         ``ANNOTATIONS``.
     """
+    _bridges.add(bridge)
     made: dict[str, Any] = {}
     for function, options in _DECLARED:
         made[function.__name__] = bridge.task(**options)(function)
@@ -175,6 +178,13 @@ class Refused(Exception):
         self.code = code
 
 
+class Misfit(ValueError):
+    """The same, of a builtin type that could be."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__(f"does not fit {size}")
+
+
 class Seen(BaseModel):
     """What a model says of a wrong value."""
 
@@ -194,6 +204,8 @@ def fail(how: str) -> int:
         raise OutOfStock("lamp", 3)
     if how == "keyword":
         raise Refused(code=42)
+    if how == "keyword_of_builtin":
+        raise Misfit(size=7)
     if how == "validation":
         Seen(width=-1)
     raise AssertionError(how)
@@ -233,6 +245,15 @@ def report(ctx: TaskContext, release: str) -> int:
     ctx.progress(3, 10, "a third")
     _wait_for(release)
     return 10
+
+
+@task()
+def wait_inside() -> int:
+    """Wait for another task, which is refused."""
+    if not _bridges:
+        raise LookupError("no bridge declared this task")
+    result: int = next(iter(_bridges)).send(f"{_MODULE}.add", (1, 2)).get(timeout=5)
+    return result
 
 
 # -- where and when
