@@ -3,21 +3,24 @@
 Celery asks ``app.amqp`` for its Connection, Producer and pools; these are ours, for five reasons:
 pools belong to one app (kombu's are process-wide, keyed by URL: two apps would share limit, timeouts and TLS);
 each wait of a send honours one deadline; a broken connection is dropped without a closing handshake that a frozen
-server would never answer; task messages are confirmed, while events and control messages are not; payloads have a limit.
+server would never answer; task messages are confirmed, events and control messages are not; payloads have a limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from celery.app.amqp import AMQP
-from kombu import Connection, Producer
-from kombu.connection import ConnectionPool, PooledConnection
+from kombu.connection import Connection, ConnectionPool, PooledConnection
+from kombu.messaging import Producer
 from kombu.pools import ProducerPool
+from kombu.utils.functional import lazy
 
-from qbridge.backends.deadline import bounded, remaining
+from qbridge.backends.deadline import bounded, deadline, remaining
+from qbridge.backends.forking import begin_anew_after_fork
 from qbridge.backends.rabbitmq.publisher import (
     BoundedAMQPSSLTransport,
     BoundedAMQPTransport,
@@ -26,78 +29,200 @@ from qbridge.backends.rabbitmq.publisher import (
 )
 from qbridge.exceptions import PayloadError
 
-__all__ = ["BridgeAMQP", "BridgeConnection", "BridgeProducer"]
+__all__ = ["BridgeAMQP", "BridgeConnection", "BridgeConnectionPool", "BridgeProducer", "SafeConnection"]
+
+_GOODBYE = 1.0  # seconds for the closing handshakes of all connections that are closed at once
+
+_BOUNDED = {
+    "kombu.transport.pyamqp:Transport": BoundedAMQPTransport,
+    "kombu.transport.pyamqp:SSLTransport": BoundedAMQPSSLTransport,
+}
 
 
 @cache
-def _bounded_transport(transport: type[Any]) -> type[Any]:
-    """Return our subclass of one of kombu's transport classes, or the class itself where we have none."""
-    name = f"{transport.__module__}:{transport.__name__}"
-    if name == "kombu.transport.pyamqp:Transport":
-        return BoundedAMQPTransport
-    if name == "kombu.transport.pyamqp:SSLTransport":
-        return BoundedAMQPSSLTransport
-    if transport.__module__ == "kombu.transport.redis":
-        from qbridge.backends.redis.transport import derive  # imports redis-py, an optional driver
+def _in_our_order(transport: Any) -> Any:
+    """Return our subclass of one of kombu's Redis transports, or another transport as it is."""
+    if transport.__module__ != "kombu.transport.redis":
+        return transport
+    from qbridge.backends.redis.transport import derive  # imports redis-py, an optional driver
 
-        return derive(transport)
-    return transport
+    return derive(transport)
 
 
 class BridgeConnection(Connection):
-    """A kombu connection whose transport is ours and whose connecting honours the call's deadline."""
+    """A kombu connection that honours the call's deadline and lets go of its socket in a forked child.
+
+    It works on kombu's transports as they are, but that an AMQP read ends with the deadline.
+    """
 
     _confirms: ConfirmChannel | None = None
+    connect_timeout: Any  # seconds: fractions too, whatever kombu's default looks like
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        begin_anew_after_fork(self)
 
     def get_transport_cls(self) -> Any:
         """Return the transport class for the URL's scheme, ours where there is one."""
-        return _bounded_transport(super().get_transport_cls())
+        transport = super().get_transport_cls()
+        return _BOUNDED.get(f"{transport.__module__}:{transport.__name__}", transport)
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         left = remaining()
         if left is not None:
             # one round over all hosts; whether there is time for another is decided by the sender
-            kwargs.update(max_retries=len(self.alt), interval_start=0.1, timeout=left)
+            kwargs.update(max_retries=max(0, len(self.alt) - 1), interval_start=0.1, timeout=left)
         return super()._ensure_connection(*args, **kwargs)
 
     def _establish_connection(self) -> Any:
-        configured = self.connect_timeout
-        self.connect_timeout = bounded(configured)
+        configured: Any = self.connect_timeout
+        left = remaining()
+        # of several servers the first may be frozen: the others get their share of the time
+        share = None if left is None else left / 2 if len(self.alt) > 1 else left
+        self.connect_timeout = bounded(configured if share is None else min(configured or share, share))
         try:
             return super()._establish_connection()
         finally:
             self.connect_timeout = configured
 
+    def switch(self, conn_str: str) -> None:
+        """Go on to another server; the connection to the one that failed is not closed politely."""
+        if self._connection is not None:
+            self.collect()
+        super().switch(conn_str)
+
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Drop the connection without a word to the server.
+
+        kombu's own sets the process-wide default timeout of sockets meanwhile: two threads that close connections at
+        once may leave it set for ever, on every socket of the application.
+        """
+        transport = self._transport
+        drop = getattr(transport, "_collect", None)
+        if drop is not None:
+            drop(self._connection)
+        else:
+            self._do_close_self()
+        self._do_close_transport()
+        self.declared_entities.clear()
+        self._connection = self._default_channel = self._confirms = None
+
+    def say_goodbye(self) -> None:
+        """Close with a handshake: it makes sure that a server has read all that was sent. A silent one is left.
+
+        How long that may take is up to the caller's deadline.
+        """
+        connection, transport = self._connection, self._transport
+        with suppress(Exception):  # whatever it is, the connection is dropped below
+            self._close()
+        drop = getattr(transport, "_collect", None)
+        if connection is not None and drop is not None:
+            with suppress(Exception):
+                drop(connection)
+        self._confirms = None
+
+    def after_fork(self) -> None:
+        """In a forked child: close this process's copy of the socket, and do not speak on it: it is the parent's.
+
+        (py-amqp's own closing shuts the connection down for the parent too; redis-py knows its process.)
+        """
+        transport = getattr(self._connection, "_transport", None)
+        sock = getattr(transport, "sock", None)
+        if transport is None or sock is None:
+            return
+        sock.close()
+        transport.sock, transport.connected = None, False
+        self._confirms = None
+
     def confirms(self) -> ConfirmChannel:
         """Return the channel for confirmed messages, opened at first use and again after a reconnect."""
+        if not self.connected:
+            self._ensure_connection(**self._extract_failover_opts())
         amqp = self.connection
         if self._confirms is None or self._confirms.amqp is not amqp or not self._confirms.usable:
             self._confirms = ConfirmChannel(amqp)
         return self._confirms
 
 
-class _PooledBridgeConnection(BridgeConnection, PooledConnection):
-    """A pooled one: ``PooledConnection`` adds the pool and leaving a broken connection."""
+class SafeConnection(BridgeConnection):
+    """The same under ``defaults="safe"``: Redis priorities in our order."""
+
+    def get_transport_cls(self) -> Any:
+        """Return the transport class for the URL's scheme, ours where there is one."""
+        return _in_our_order(super().get_transport_cls())
+
+
+class _Pooled(PooledConnection):
+    """What the pool adds: ``PooledConnection`` leaves a broken connection."""
+
+    def clone(self, **kwargs: Any) -> Any:
+        """Copy the settings; the copy belongs to no pool (kombu's own cannot be made without one)."""
+        return self._pool.connection.clone(**kwargs)
+
+
+class _PooledBridgeConnection(_Pooled, BridgeConnection):
+    pass
+
+
+class _PooledSafeConnection(_Pooled, SafeConnection):
+    pass
 
 
 class BridgeConnectionPool(ConnectionPool):
-    """Connections of one app; closing and replacing never wait for the server."""
+    """Connections of one app.
+
+    What is closed in order is closed with a handshake and within a bound; what is broken is dropped.
+    """
 
     def new(self) -> Any:
         """Make a connection; it connects at first use."""
-        return _PooledBridgeConnection(self, **dict(self.connection._info(resolve=False)))
+        kind = _PooledSafeConnection if isinstance(self.connection, SafeConnection) else _PooledBridgeConnection
+        return kind(self, **dict(self.connection._info(resolve=False)))
 
     def close_resource(self, resource: Any) -> None:
-        """Drop a connection by closing its socket; a frozen server would not answer an orderly close."""
-        if isinstance(resource, Connection):
-            resource.collect(socket_timeout=0.1)
+        """Close a connection that is well."""
+        with deadline(_GOODBYE):
+            resource.say_goodbye()
+
+    def collect_resource(self, resource: Any, socket_timeout: float | None = None) -> None:
+        """Drop a connection."""
+        if not isinstance(resource, lazy):
+            resource.collect()
+
+    def replace(self, resource: Any) -> None:
+        """Drop a connection on which something failed; it connects again at its next use."""
+        self._dirty.discard(resource)
+        resource.collect()
+
+    def release(self, resource: Any) -> None:
+        """Take a connection back; one that comes back after the end is closed."""
+        if self._closed:
+            self._dirty.discard(resource)
+            self.close_resource(resource)
+        else:
+            super().release(resource)
+
+    def retire(self) -> None:
+        """Close what is idle; what is in use is closed when it comes back."""
+        self._closed = True
+        with deadline(_GOODBYE):
+            while True:
+                try:
+                    resource = self._resource.queue.pop()
+                except IndexError:
+                    break
+                if not isinstance(resource, lazy):
+                    resource.say_goodbye()
 
 
 class BridgeProducer(Producer):
     """A producer that can confirm a message, and refuses one that is too large."""
 
-    #: Largest body of a task message in bytes; None: no limit.
+    #: Largest body of a message in bytes; None: no limit.
     max_payload_bytes: int | None = None
+
+    #: Whether ``confirm_timeout`` means our confirms; False: what it means to kombu.
+    confirming = False
 
     #: Unconfirmed messages that a bulk submission may have under way; 0: confirm each.
     window = 0
@@ -118,29 +243,38 @@ class BridgeProducer(Producer):
         confirm_timeout: Any = None, retry: bool = False, retry_policy: Any = None,
     ) -> Any:  # fmt: skip
         connection = self.connection
-        if confirm_timeout is None or not isinstance(connection, BridgeConnection):
-            return super()._publish(
-                body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory,
-                immediate, exchange, declare, timeout, None, retry, retry_policy,
-            )  # fmt: skip
-        if connection.transport.driver_type != "amqp":
+        if (
+            confirm_timeout is None
+            or not self.confirming
+            or not isinstance(connection, BridgeConnection)
             # elsewhere a publish is one command whose answer is awaited: nothing more to confirm
+            or connection.transport.driver_type != "amqp"
+        ):
             return super()._publish(
                 body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory,
-                immediate, exchange, declare, timeout, None, retry, retry_policy,
+                immediate, exchange, declare, timeout, None if self.confirming else confirm_timeout, retry,
+                retry_policy,
             )  # fmt: skip
-        for entity in declare or ():
-            self.maybe_declare(entity, retry=retry, **(retry_policy or {}))
-        confirms = connection.confirms()
-        message = confirms.channel.prepare_message(body, priority, content_type, content_encoding, headers, properties)
-        tag = confirms.publish(message, exchange=exchange, routing_key=routing_key)
-        try:
+
+        def once() -> int:
+            for entity in declare or ():
+                self.maybe_declare(entity, retry=retry, **(retry_policy or {}))
+            confirms = connection.confirms()
+            message = confirms.channel.prepare_message(
+                body, priority, content_type, content_encoding, headers, properties
+            )
+            tag = confirms.publish(message, exchange=exchange, routing_key=routing_key)
             confirms.settle(at_most=self.window, timeout=confirm_timeout)
-        except NotConfirmed:
-            # what was declared may be gone from the server: the next attempt declares again
+            return tag
+
+        try:
+            return once()
+        except NotConfirmed as error:
+            # what was declared may be gone from the server
             connection.declared_entities.clear()
-            raise
-        return tag
+            if error.may_have_arrived or self.window or not declare:
+                raise
+            return once()
 
 
 class BridgeProducerPool(ProducerPool):
@@ -156,51 +290,73 @@ class BridgeProducerPool(ProducerPool):
 class BridgeAMQP(AMQP):
     """Celery's ``app.amqp`` with our connections, pools and publishing."""
 
-    Connection = BridgeConnection
+    _producer_pool: BridgeProducerPool | None
+
+    @property
+    def Connection(self) -> type[BridgeConnection]:  # noqa: N802 - Celery's name
+        """The connection class."""
+        return SafeConnection if self.app.safe else BridgeConnection
+
+    BrokerConnection = Connection
+
+    @property
+    def confirm_timeout(self) -> float | None:
+        """Seconds to wait for the confirmation of a message; None: messages are not confirmed."""
+        timeout: float | None = self.app.confirm_timeout
+        return timeout
 
     @property
     def Producer(self) -> type[Producer]:  # noqa: N802 - Celery's name
-        """The producer class, carrying this app's payload limit."""
-        return self._producer_class
-
-    @property
-    def _producer_class(self) -> type[Producer]:
-        cached = self.__dict__.get("_made_producer")
+        """The producer class, with what this app demands of messages."""
+        cached: type[Producer] | None = self.__dict__.get("_made_producer")
         if cached is None:
-            limit = getattr(self.app, "max_payload_bytes", None)
-            cached = type("Producer", (BridgeProducer,), {"max_payload_bytes": limit})
-            self.__dict__["_made_producer"] = cached
+            demands = {"max_payload_bytes": self.app.max_payload_bytes, "confirming": self.app.safe}
+            cached = self.__dict__["_made_producer"] = type("Producer", (BridgeProducer,), demands)
         return cached
 
     @property
     def producer_pool(self) -> Any:
         """The app's producers."""
-        if self._producer_pool is None:
-            pool = self.app.pool
-            self._producer_pool = BridgeProducerPool(pool, pool.limit, self._producer_class)
-        return self._producer_pool
+        pool = self._producer_pool
+        if pool is None:
+            with self.app.pools_lock:  # else one of two threads may keep producers of a pool that was closed
+                pool = self._producer_pool
+                if pool is None:
+                    connections = self.app.pool
+                    pool = self._producer_pool = BridgeProducerPool(connections, connections.limit, self.Producer)
+        return pool
 
     publisher_pool = producer_pool
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - Celery's name
-        """Return the queues of the settings, or where they name none, those that the bridge knows."""
+        """Return the queues of the settings and those of typed tasks; without either, Celery's default queue."""
         make = self.app.make_queues
-        if queues or make is None:
+        if make is None:
             return super().Queues(queues, *args, **kwargs)
-        known, left_to_others = make(self.app.conf.task_default_queue)
-        made = super().Queues(list(known), *args, **kwargs)
+        default = self.app.conf.task_default_queue
+        known, left_to_others = make(default)
+        if queues or not self.app.safe:
+            # what the settings say comes first, and the default queue is theirs to say
+            made = super().Queues(queues, *args, **kwargs)
+            for queue in known:
+                if queue.name not in made and queue.name != default:
+                    made.select_add(queue)
+        else:
+            made = super().Queues(list(known), *args, **kwargs)
         made.deselect(list(left_to_others))
         return made
 
     def _create_task_sender(self) -> Callable[..., Any]:
-        send = super()._create_task_sender()
+        send: Callable[..., Any] = super()._create_task_sender()
+        if not self.app.safe:
+            return send
+        confirm_timeout = self.app.confirm_timeout
 
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if self.app.safe:
-                # an expired message reaches a worker, which says so; the broker would drop it without a word
-                options.pop("expiration", None)
+            # an expired message reaches a worker, which says so; the broker would drop it without a word
+            options.pop("expiration", None)
             if options.get("confirm_timeout") is None:
-                options["confirm_timeout"] = self.app.confirm_timeout
+                options["confirm_timeout"] = confirm_timeout
             return send(producer, name, message, **options)
 
         return send_task_message

@@ -2,21 +2,27 @@
 
 What differs from plain Celery, and nothing else: connections and pools (``qbridge.amqp``), result backend classes
 chosen by URL scheme, one reply queue per process, settings that may be assigned at any time, native delays that are
-declared by the producer too, and no process-wide state but filling the void where no app is current at all.
+declared by the producer too, a pickle that finds the app again, and no process-wide state but filling the void where
+no app is current at all.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from celery import Celery, _state
+from celery.app.defaults import NAMESPACES
+from celery.app.registry import TaskRegistry
+from celery.app.utils import Settings, _old_key_to_new
 from celery.utils.time import maybe_iso8601
-from kombu import Exchange
-from kombu import Queue as KombuQueue
+from kombu.entity import Exchange
+from kombu.entity import Queue as KombuQueue
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
@@ -46,41 +52,74 @@ _ROUTING = frozenset({
     "task_create_missing_queue_exchange_type", "task_queue_max_priority", "task_default_queue_type",
 })  # fmt: skip
 
+_NOT_THE_BACKENDS = ("task_", "worker_", "beat_", "broker_", "control_", "event_", "security_")
+_BACKENDS = tuple(f"{name}_" for name in NAMESPACES if f"{name}_" not in _NOT_THE_BACKENDS)
+"""What names of settings that a result backend may read begin with."""
 
-class _WatchedDict(dict[str, Any]):
-    """A dict that says when it changed: Celery's own views notify on ``update`` only."""
 
-    def __init__(self, values: Mapping[str, Any], changed: Callable[[Iterable[str]], None]) -> None:
-        super().__init__(values)
-        self._changed = changed
+class BridgeSettings(Settings):
+    """Celery's settings, which tell the app what changed, and are not overruled by environment variables.
+
+    Celery's own tell of ``update`` only. That ``CELERY_BROKER_URL`` and its like agree with the configuration is
+    checked where it is made (``qbridge.config.environment``); a URL assigned later is what was meant.
+    """
+
+    def _tell(self, keys: Iterable[Any] | None) -> None:
+        tell = self.__dict__.get("_changed")
+        if tell is None:
+            return
+        prefix = self.prefix or ""
+        tell(None if keys is None else {_old_key_to_new(str(key).removeprefix(prefix)).lower() for key in keys})
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        self._changed([key])
+        self._tell([key])
 
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        self._changed([key])
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        values = dict(*args, **kwargs)
-        super().update(values)
-        self._changed(values)
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
+        self._tell([key])
 
     def pop(self, key: str, *default: Any) -> Any:
         value = super().pop(key, *default)
-        self._changed([key])
+        self._tell([key])
         return value
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        changes = dict(*args, **kwargs)
+        super().update(changes)
+        self._tell(changes)
+
     def clear(self) -> None:
-        keys = list(self)
         super().clear()
-        self._changed(keys)
+        self._tell(None)
+
+    def add_defaults(self, d: Any) -> None:
+        super().add_defaults(d)
+        self._tell(None)
+
+    broker_url = property(lambda self: self.first("broker_url", "broker_host"))
+    broker_read_url = property(lambda self: self.get("broker_read_url") or self.broker_url)
+    broker_write_url = property(lambda self: self.get("broker_write_url") or self.broker_url)
+    result_backend = property(lambda self: self.first("result_backend", "CELERY_RESULT_BACKEND"))
+
+
+class BridgeRegistry(TaskRegistry):
+    """Celery's registry of tasks, which knows what a task has from the settings: Celery copies it once, for good."""
+
+    def __setitem__(self, name: str, task: Any) -> None:
+        kind = type(task)
+        if "_from_settings" not in vars(kind):
+            kind._from_settings = {attr: key for attr, key in kind.from_config if getattr(kind, attr, None) is None}
+        super().__setitem__(name, task)
+
+    def follow(self, conf: Any, names: set[str] | None) -> None:
+        """Copy it again, after settings (None: any) changed."""
+        for task in list(self.values()):
+            task._exec_options = None
+            kind = type(task)
+            for attr, key in vars(kind).get("_from_settings", {}).items():
+                if kind.__bound__ and (names is None or key in names):
+                    setattr(kind, attr, conf[key])
 
 
 class BridgeCelery(Celery):
@@ -92,12 +131,11 @@ class BridgeCelery(Celery):
     """
 
     amqp_cls = BridgeAMQP
+    registry_cls = BridgeRegistry
 
     #: True under ``defaults="safe"``.
     safe = False
     max_payload_bytes: int | None = None
-    #: Seconds a send may take in all; None: Celery's own bounds.
-    publish_timeout: float | None = None
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.
@@ -107,15 +145,20 @@ class BridgeCelery(Celery):
     #: Transport options for connections that publish, over those of the configuration.
     write_transport_options: Mapping[str, Any] = {}
 
+    _pool: BridgeConnectionPool | None
+    _tasks: BridgeRegistry
+
     def __init__(
         self, main: str | None = None, *, bridge_options: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         for name, value in (bridge_options or {}).items():
             setattr(self, name, value)
-        self._pools_lock = threading.RLock()
-        self._delays_declared_on: Any = None
+        self._bridge_options = dict(bridge_options or {})
+        self.pools_lock = threading.RLock()
+        self._delays_declared: tuple[Any, set[str]] = (None, set())
         kwargs["set_as_current"] = False
         super().__init__(main, **kwargs)
+        self._watch(self._conf)
         # per instance: the loader is a class attribute's instance of this app only
         self.loader.override_backends = dict(RESULT_BACKENDS)
         if _state.default_app is None and _state._tls.current_app is None:
@@ -124,45 +167,58 @@ class BridgeCelery(Celery):
 
     # -- settings that may change at run time
 
+    def _watch(self, conf: Any) -> None:
+        conf.__class__ = BridgeSettings
+        conf.__dict__["_changed"] = self._settings_changed
+
     def _load_config(self) -> Any:
         conf = super()._load_config()
-        changes = _WatchedDict(conf.changes, self._settings_changed)
-        conf.__dict__["changes"] = changes
-        conf.maps[0] = changes
+        self._watch(conf)
+        self._settings_changed(None)  # read anew after something was derived from others: config_from_object
         return conf
 
-    def _settings_changed(self, keys: Iterable[str]) -> None:
-        names = {str(key).lower() for key in keys}
+    def _settings_changed(self, names: set[str] | None) -> None:
+        """Forget what was derived from settings.
+
+        Args:
+            names: of the settings, new style, lower case; None: any.
+        """
+        if not self.configured:
+            return  # nothing was derived
         amqp: Any = self.__dict__.get("amqp")
         if amqp is not None:
-            if names & _ROUTING:
+            if names is None or names & _ROUTING:
                 amqp.forget_derived("queues", "default_queue", "default_exchange", "router")
-            if "task_routes" in names:
+            if names is None or "task_routes" in names:
                 amqp._rtable = None
                 amqp.forget_derived("router")
             amqp.forget_derived("send_task_message", "create_task_message", "utc")
-        if any(name.startswith("broker_") for name in names):
+        for name in ("timezone", "annotations", "control"):
+            self.__dict__.pop(name, None)
+        if names is None or any(name.startswith("broker_") for name in names):
             self.drop_connections()
-        if any(name.startswith(("result_", "redis_", "database_")) for name in names):
+        if names is None or any(name.startswith(_BACKENDS) for name in names):
             self._forget_backend()
-        for task in self._tasks.values():
-            task._exec_options = None
+        self._tasks.follow(self._conf, names)
 
     def _forget_backend(self) -> None:
         self._backend_cache = None
-        self._local.__dict__.pop("backend", None)
+        self._local = threading.local()  # a backend that is not thread-safe is kept per thread
 
     # -- pools that belong to this app
 
     @property
     def pool(self) -> Any:
         """The app's broker connections (kombu's own pools are process-wide and shared by URL)."""
-        if self._pool is None:
-            with self._pools_lock:
-                if self._pool is None:
+        pool = self._pool
+        if pool is None:
+            with self.pools_lock:
+                pool = self._pool
+                if pool is None:
                     self._ensure_after_fork()
-                    self._pool = BridgeConnectionPool(self.connection_for_write(), limit=self.conf.broker_pool_limit)
-        return self._pool
+                    limit = self.conf.broker_pool_limit
+                    pool = self._pool = BridgeConnectionPool(self.connection_for_write(), limit=limit)
+        return pool
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing; its waits are short, a consumer's are not."""
@@ -171,39 +227,67 @@ class BridgeCelery(Celery):
         return super().connection_for_write(url, **kwargs)
 
     def _acquire_producer(self, timeout: float | None = None) -> Any:
-        return super()._acquire_producer(bounded(timeout))
+        while True:
+            pool = self.amqp.producer_pool
+            try:
+                return super()._acquire_producer(bounded(timeout))
+            except RuntimeError:
+                # a setting was assigned in another thread, between the look at the pool and its use
+                if pool is self.amqp.producer_pool:
+                    raise
 
     def drop_connections(self) -> None:
-        """Close all pooled connections; the next send opens new ones."""
-        with self._pools_lock:
+        """Close all pooled connections, those in use when they come back; the next send opens new ones."""
+        with self.pools_lock:
             pool, self._pool = self._pool, None
             amqp: Any = self.__dict__.get("amqp")
             if amqp is not None:
                 producers, amqp._producer_pool = amqp._producer_pool, None
                 if producers is not None:
                     producers.force_close_all()
-            if pool is not None:
-                pool.force_close_all()
-            self._delays_declared_on = None
+            self.__dict__.pop("control", None)  # its mailbox keeps the pool of producers
+        if pool is not None:
+            pool.retire()
 
     def forget_connections(self) -> None:
         """In a forked child: let go of the parent's connections without speaking on them."""
-        self._pools_lock = threading.RLock()
+        self.pools_lock = threading.RLock()
+        self._finalize_mutex = threading.RLock()
         self._pool = None
-        self._delays_declared_on = None
-        self._local = threading.local()
-        self._backend_cache = None
-        self.__dict__.pop("oid", None)
+        self._forget_backend()
+        for name in ("oid", "control"):
+            self.__dict__.pop(name, None)
         amqp: Any = self.__dict__.get("amqp")
         if amqp is not None:
             amqp._producer_pool = None
 
     def close(self) -> None:
-        """Close pools and leave Celery's register of apps."""
+        """Close connections, leave Celery's register of apps, and give back the place of the default app."""
         self.drop_connections()
+        close = getattr(self._backend, "close", None)  # one that was never made has nothing to close
+        if close is not None:
+            close()
+        self._forget_backend()
         if _state.default_app is self:
-            _state.default_app = None
+            _state.set_default_app(None)
+        if _state._tls.current_app is self:
+            _state._set_current_app(None)
         super().close()
+
+    # -- other processes
+
+    def __reduce__(self) -> Any:
+        """Pickle where the app is found: its typed tasks and queues are code, a copy would have none of them.
+
+        Workers with ``worker_pool_start_method='spawn'`` send the app to their children. An app that no module holds
+        is pickled as Celery does it.
+        """
+        place = _place_of(self)
+        return super().__reduce__() if place is None else (_from_place, place)
+
+    def __reduce_keys__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self._bridge_options.items() if name != "make_queues"}
+        return {**super().__reduce_keys__(), "bridge_options": kept}
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802 - Celery's name
@@ -216,6 +300,11 @@ class BridgeCelery(Celery):
     def thread_oid(self) -> str:
         """The reply address: one per process, not per thread, so that any thread can fetch a result."""
         return str(self.oid)
+
+    @property
+    def publish_timeout(self) -> float | None:
+        """Seconds a send may take in all; None: Celery's own bounds."""
+        return self.confirm_timeout
 
     # -- sending
 
@@ -241,7 +330,7 @@ class BridgeCelery(Celery):
         ):
             return
         if delay < 1:
-            # RabbitMQ's native delays are whole seconds and Celery refuses less; the worker holds the rest by the header.
+            # RabbitMQ's native delays are whole seconds and Celery refuses less; the worker holds the rest, by header.
             del options["eta"]
             options["headers"] = {**(options.get("headers") or {}), "eta": eta.isoformat()}
         else:
@@ -250,21 +339,41 @@ class BridgeCelery(Celery):
     def _declare_delays(self) -> None:
         """Declare native delayed delivery before the first delayed message (Celery leaves it to a worker's start).
 
-        Topology and names: kombu's ``native_delayed_delivery``; a message to exchanges that do not exist would be refused.
+        Topology and names: kombu's ``native_delayed_delivery``; a message to exchanges that do not exist would be
+        refused, and one for a queue that is not bound to them would vanish when its time comes.
         """
-        pool = self.pool
-        if self._delays_declared_on is pool:
+        pool, queues = self.pool, dict(self.amqp.queues)
+        known_on, known = self._delays_declared
+        if known_on is not pool:
+            known = set()
+        missing = [queue for name, queue in queues.items() if name not in known]
+        if known_on is pool and not missing:
             return
-        with pool.acquire(block=True, timeout=bounded(None)) as connection:
+        with pool.acquire(block=True, timeout=bounded(None)) as connection, connection._reraise_as_library_errors():
             if connection.transport.driver_type != "amqp":
                 return
             declare_native_delayed_delivery_exchanges_and_queues(
                 connection, self.conf.broker_native_delayed_delivery_queue_type
             )
-            for queue in self.amqp.queues.values():
+            for queue in missing:
                 bound = queue.bind(connection.default_channel)
                 exchange: Exchange = bound.exchange
                 if exchange.type != "direct":
                     bound.declare()
                     bind_queue_to_native_delayed_delivery_exchange(connection, bound)
-        self._delays_declared_on = pool
+        self._delays_declared = (pool, known | set(queues))
+
+
+def _place_of(app: BridgeCelery) -> tuple[str, str] | None:
+    """Find the module and the name in it that hold an app, or the bridge over it."""
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is app or (type(value).__module__ == "qbridge.bridge" and vars(value).get("_app") is app):
+                return module_name, name
+    return None
+
+
+def _from_place(module: str, name: str) -> BridgeCelery:
+    found = getattr(import_module(module), name)
+    app: BridgeCelery = found if isinstance(found, BridgeCelery) else found.celery
+    return app
