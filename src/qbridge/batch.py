@@ -12,7 +12,7 @@ from typing import Any
 from qbridge.amqp import BridgeProducer
 from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline
-from qbridge.exceptions import BatchError, QBridgeError
+from qbridge.exceptions import BatchError, BrokerUnavailable, QBridgeError
 from qbridge.sending import Attempts
 
 __all__ = ["GROUP", "send_batch"]
@@ -44,7 +44,8 @@ def send_batch(app: Any, broker: Broker, entries: Sequence[Entry]) -> None:
             with deadline(broker.publish_timeout):
                 _send_group(app, broker, group, outcome)
         except Exception as error:
-            if isinstance(error, QBridgeError) and not confirmed and not outcome.touched:
+            ours = isinstance(error, QBridgeError) and not isinstance(error, BrokerUnavailable)
+            if ours and not confirmed and not outcome.touched:
                 raise
             unsent = [*outcome.unsent, *(options["task_id"] for rest in groups[number + 1 :] for _, _, options in rest)]
             confirmed += outcome.confirmed
@@ -147,7 +148,8 @@ def _windowed(producer: BridgeProducer, connection: Any, group: Sequence[Entry],
 
 def _grouped(producer: Any, group: Sequence[Entry], outcome: _Outcome) -> None:
     """Publish in one pipeline or transaction."""
-    with producer.batch(max_size=len(group)):
+    # room for more than the group: kombu would send on its own when the batch is full
+    with producer.batch(max_size=2 * len(group) + 1):
         for task, (args, kwargs), options in group:
             task.send_encoded(args, kwargs, producer=producer, retry=False, **options)
         outcome.atomic_started = True

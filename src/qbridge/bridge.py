@@ -63,6 +63,9 @@ class Bridge(Declares):
         self._warned = False
         self._closed = False
         _bridges.add(self)
+        for finding in self._config.findings:
+            if finding.level == "error":  # an existing configuration that could not be taken over as it is
+                warnings.warn(f"{finding.what}. {finding.todo}", stacklevel=2)
 
     # -- what it is made of
 

@@ -18,6 +18,8 @@ __all__ = ["Attempts"]
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+# A blocked attempt that begins in time may end this much (seconds) after publish_timeout; a second is the promise.
+_GRACE = 0.8
 
 
 class Attempts:
@@ -58,7 +60,7 @@ class Attempts:
                     sent = sent or bool(getattr(error, "may_have_arrived", False))
                     left = remaining() or 0.0
                     wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, no secret
-                    if left - wait < max(self._attempt_takes, 0.05):
+                    if left - wait < max(self._attempt_takes - _GRACE, 0.05):
                         raise self.unavailable(error, time.monotonic() - began, sent) from error
                 time.sleep(wait)
                 pause = min(pause * 2, _LONGEST_PAUSE)

@@ -1,0 +1,97 @@
+"""Bulk submission: all of it, or a word on each message."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qbridge import BatchError, Bridge, BridgeConfig, Task
+from qbridge.batch import GROUP
+from qbridge.testing.proxy import TcpProxy
+from qbridge.testing.servers import RabbitMQServer, RedisServer
+
+
+@pytest.fixture(params=["rabbitmq", "redis", "embedded"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh place on each broker."""
+    if request.param == "embedded":
+        yield f"embedded://{tmp_path}/bridge.db"
+    else:
+        server: RabbitMQServer | RedisServer = request.getfixturevalue(f"qbridge_{request.param}")
+        with server.fresh() as fresh:
+            yield fresh
+
+
+def bridge_to(url: str, publish_timeout: float = 10) -> Bridge:
+    """A bridge without results."""
+    return Bridge(BridgeConfig(broker={"url": url, "publish_timeout": publish_timeout}, results="none"))
+
+
+def echo_on(bridge: Bridge) -> Task[[int], int]:
+    """One task on a queue of its own."""
+
+    @bridge.task(name="echo", queue=f"bulk-{uuid.uuid4().hex[:8]}")
+    def echo(n: int) -> int:
+        return n
+
+    return echo
+
+
+def depth(bridge: Bridge, task: Task[[int], int]) -> int:
+    """Messages on the task's queue, as the server counts them."""
+    with bridge.celery.connection_for_write() as connection:
+        queue = bridge.celery.amqp.queues[task.queue](connection.default_channel)
+        return int(queue.queue_declare(passive=True).message_count)
+
+
+def test_every_message_is_on_the_broker_once(url: str) -> None:
+    """More than one group, counted on the server."""
+    with bridge_to(url) as bridge:
+        echo = echo_on(bridge)
+        handles = echo.send_many([(n,) for n in range(GROUP + 7)])
+        assert len({handle.id for handle in handles}) == GROUP + 7
+        assert depth(bridge, echo) == GROUP + 7
+
+
+def test_bad_argument_in_a_batch_sends_nothing(url: str) -> None:
+    """All arguments are checked before the first message."""
+    with bridge_to(url) as bridge:
+        echo = echo_on(bridge)
+        echo.send_many([(1,)])
+        with pytest.raises(TypeError, match="echo"):
+            echo.send_many([(1,), ("x",)])
+        assert depth(bridge, echo) == 1
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
+def test_batch_to_a_broker_that_is_away_is_unsent_as_a_whole(kind: str, request: pytest.FixtureRequest) -> None:
+    """Nothing was written, so nothing is uncertain."""
+    server: RabbitMQServer | RedisServer = request.getfixturevalue(f"qbridge_{kind}")
+    with server.fresh() as fresh, TcpProxy.to(fresh) as proxy, bridge_to(proxy.url(fresh), 2) as bridge:
+        proxy.refuse()
+        with pytest.raises(BatchError) as caught:
+            echo_on(bridge).send_many([(n,) for n in range(10)])
+    assert len(caught.value.unsent) == 10
+    assert caught.value.uncertain == []
+    assert caught.value.confirmed == []
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
+def test_batch_whose_answer_never_comes_is_uncertain(kind: str, request: pytest.FixtureRequest) -> None:
+    """Messages were written and the connection stalls: neither confirmed nor unsent, and never sent again blindly."""
+    server: RabbitMQServer | RedisServer = request.getfixturevalue(f"qbridge_{kind}")
+    with server.fresh() as fresh, TcpProxy.to(fresh) as proxy, bridge_to(proxy.url(fresh), 2) as bridge:
+        echo = echo_on(bridge)
+        first = echo.send_many([(n,) for n in range(3)])
+        proxy.stall()
+        with pytest.raises(BatchError) as caught:
+            echo.send_many([(n,) for n in range(GROUP + 10)])
+    error = caught.value
+    assert len(first) == 3
+    assert len(error.uncertain) == GROUP
+    assert len(error.unsent) == 10
+    assert error.confirmed == []
+    assert "uncertain" in str(error)
