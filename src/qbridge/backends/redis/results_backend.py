@@ -73,6 +73,14 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
         Celery subscribes at each send, which costs a command per send and one more for every result nobody waits for.
         """
 
+    def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
+        # Celery's own calls SETEX, which redis-py deprecates: under -W error no result would be stored.
+        seconds = self.expires if expires is None else expires
+        with self.client.pipeline() as pipe:
+            pipe.set(key, value, ex=seconds or None)
+            pipe.publish(key, value)
+            pipe.execute()
+
     def client_with(self, **changes: Any) -> Any:
         """A client of its own, with other connection parameters where the kind of connection has them."""
         params = {**self.connparams, **changes}
