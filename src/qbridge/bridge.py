@@ -1,16 +1,15 @@
 """What users hold: the bridge between typed tasks and a Celery app."""
 
+# long because: it is the whole of what users hold; what it does is elsewhere, here it is only put together.
+
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import difflib
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -20,23 +19,22 @@ from uuid import uuid4
 
 from qbridge.batch import send_batch
 from qbridge.celery_app import BridgeCelery
-from qbridge.celery_settings import app_settings, known_queues, kombu_queue, task_attributes
-from qbridge.celery_task import TypedTask
+from qbridge.celery_settings import app_settings
+from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
-from qbridge.exceptions import ConfigurationError, UnknownQueueError
+from qbridge.exceptions import ConfigurationError
 from qbridge.options import SendOptions, checked_send_options
+from qbridge.queues import KnownQueues
 from qbridge.readers import EagerReader, HubReader, NoReader
 from qbridge.report import Report
 from qbridge.result import ResultReader, TaskResult
-from qbridge.sending import Attempts
+from qbridge.sending import Attempts, SendingThreads
 from qbridge.serialization import result_decoder
 from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
 
 __all__ = ["Bridge"]
 
 R = TypeVar("R")
-
-_SENDING_THREADS = 8
 
 
 class Bridge(Declares):
@@ -56,10 +54,12 @@ class Bridge(Declares):
         self._config = BridgeConfig() if config is None else config
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._celery_tasks: dict[str, TypedTask] = {}
+        self._undeclared: dict[str, TaskDefinition] = {}
+        self._queues = KnownQueues(self._config, lambda: [task.definition for task in self._tasks.values()])
         self._lock = threading.RLock()
         self._app: BridgeCelery | None = None
         self._reader: HubReader | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._threads = SendingThreads()
         self._warned = False
         self._closed = False
         _bridges.add(self)
@@ -98,29 +98,14 @@ class Bridge(Declares):
                 "safe": safe,
                 "max_payload_bytes": config.serialization.max_payload_bytes,
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
-                "make_queues": self._kombu_queues if safe or self._names_queues() else None,
+                "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },
         )
         for definition in [task.definition for task in self._tasks.values()]:
             self._attach(app, definition)
         return app
 
-    def _names_queues(self) -> bool:
-        return bool(self._config.queues) or any(task.definition.queue for task in self._tasks.values())
-
     # -- queues
-
-    def _queue_configs(self, default: str | None = None) -> dict[str, QueueConfig]:
-        named = [QueueConfig(task.definition.queue) for task in self._tasks.values() if task.definition.queue]
-        return known_queues(self._config, [QueueConfig(default or self._config.default_queue), *named])
-
-    def _kombu_queues(self, default: str) -> tuple[list[Any], list[str]]:
-        queues = self._queue_configs(default)
-        ours = {task.definition.queue or default for task in self._tasks.values() if not task.definition.remote}
-        remote = {task.definition.queue for task in self._tasks.values() if task.definition.remote}
-        configured = {queue.name for queue in self._config.queues}
-        left_to_others = [name for name in queues if name in remote - ours - configured - {default}]
-        return [kombu_queue(self._config, queue) for queue in queues.values()], left_to_others
 
     def check_queue(self, name: str) -> None:
         """Refuse a queue that nobody declared.
@@ -128,14 +113,7 @@ class Bridge(Declares):
         Raises:
             UnknownQueueError: with a did-you-mean.
         """
-        known = self._queue_configs()
-        if name in known or (self._app is not None and name in self._app.amqp.queues):
-            return
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Declared are: {', '.join(sorted(known))}."
-        raise UnknownQueueError(
-            f"no queue {name!r} is declared", f"{hint} A queue is declared in BridgeConfig(queues=...) or on a task."
-        )
+        self._queues.refuse_unknown(name, self._app.amqp.queues if self._app is not None else ())
 
     def queue_of(self, definition: TaskDefinition) -> str:
         """Return the name of the queue that a task goes to by default."""
@@ -161,32 +139,19 @@ class Bridge(Declares):
 
     def _adopt(self, task: Task[Any, Any]) -> Task[Any, Any]:
         definition = task.definition
-        new_queue = definition.queue is not None and definition.queue not in self._queue_configs()
+        new_queue = definition.queue is not None and definition.queue not in self._queues.configs()
         if definition.queue is not None:
             QueueConfig(definition.queue)  # refuses a name that brokers cannot carry
         self._tasks[definition.name] = keep_unique(self._tasks, task)
         if self._app is not None:
             self._attach(self._app, definition)
             if new_queue:
-                self._app.make_queues = self._kombu_queues
+                self._app.make_queues = self._queues.declarations
                 self._app.amqp.forget_derived("queues", "default_queue", "router", "send_task_message")
         return task
 
     def _attach(self, app: BridgeCelery, definition: TaskDefinition) -> None:
-        config = self._config
-        attributes = {
-            **task_attributes(config, definition.options),
-            "name": definition.name,
-            "_app": app,
-            "definition": definition,
-            "policy": definition.options.get("retry", config.retry),
-            "max_payload_bytes": config.serialization.max_payload_bytes,
-            "show_arguments": config.defaults == "celery",
-            "routing": {"queue": definition.queue} if definition.queue else {},
-            "__doc__": definition.function.__doc__,
-            "__module__": definition.function.__module__,
-        }
-        task: TypedTask = type(definition.function.__name__, (TypedTask,), attributes)()
+        task = typed_task(app, self._config, definition)
         self._celery_tasks[definition.name] = task
         if not definition.remote:
             app._tasks[definition.name] = task
@@ -214,13 +179,13 @@ class Bridge(Declares):
             ArgumentsError, PayloadError, UnknownQueueError, BrokerUnavailable: as :meth:`Task.delay`.
         """
         known = self._tasks.get(name)
-        definition = known.definition if known is not None else self._undeclared(name)
+        definition = known.definition if known is not None else self._somebody_elses(name)
         call = Call(definition.signature.encode_call(tuple(args), dict(kwargs or {})))
         return self.send_call(definition, call, options)
 
     async def asend_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
         """Send one encoded call from a thread, so that the event loop is never blocked."""
-        sent: TaskResult[Any] = await self._in_thread(self.send_call, definition, call, options)
+        sent: TaskResult[Any] = await self._threads.run(self.send_call, definition, call, options)
         return sent
 
     def send_many(self, items: Iterable[Item]) -> list[TaskResult[Any]]:
@@ -269,31 +234,16 @@ class Bridge(Declares):
             self.check_queue(options["queue"])
         level = options.pop("priority", None) or definition.options.get("priority")
         if level is not None:
-            number = self._priority(definition, options.get("queue"), level)
+            queue = options.get("queue") or self.queue_of(definition)
+            number = self._queues.priority(level, queue, self._server_version)
             if number is not None:
                 options["priority"] = number
         if isinstance(options.get("headers"), Mapping):
             options["headers"] = dict(options["headers"])
         return options
 
-    def _priority(
-        self, definition: TaskDefinition, queue: str | None, level: Literal["low", "normal", "high"]
-    ) -> int | None:
-        name = queue or self.queue_of(definition)
-        declared = self._queue_configs().get(name)
-        broker = self._config.broker
-        version = None
-        if broker.kind == "rabbitmq" and level != "normal" and (declared is None or declared.max_priority is None):
-            version = self._server_version()
-        return broker.celery_priority(
-            level,
-            queue_type=declared.type if declared is not None else None,
-            max_priority=declared.max_priority if declared is not None else None,
-            server_version=version,
-        )
-
-    def _server_version(self) -> tuple[int, ...] | None:
-        """Ask the RabbitMQ server, once per send that needs it: the connection has it from its greeting."""
+    def _server_version(self) -> tuple[int, ...]:
+        """Ask RabbitMQ for its version: the connection has it from the server's greeting."""
 
         def ask() -> tuple[int, ...]:
             with self.celery.pool.acquire(block=True) as connection:
@@ -310,12 +260,15 @@ class Bridge(Declares):
             task = self._celery_tasks[definition.name]
         return task
 
-    def _undeclared(self, name: str) -> TaskDefinition:
+    def _somebody_elses(self, name: str) -> TaskDefinition:
         def anything(*args: Any, **kwargs: Any) -> Any:
             """Somebody else's task."""
 
-        anything.__name__ = name.rpartition(".")[2]
-        return TaskDefinition(anything, {"name": name}, remote=True)
+        with self._lock:
+            if name not in self._undeclared:
+                anything.__name__ = name.rpartition(".")[2] or "task"
+                self._undeclared[name] = TaskDefinition(anything, {"name": name}, remote=True)
+            return self._undeclared[name]
 
     def _before_send(self) -> None:
         if self._closed:
@@ -400,19 +353,17 @@ class Bridge(Declares):
 
     def check(self) -> Report:
         """Look at the configuration and at the live servers; bounded, never raises for a sick server."""
-        return Report.of(self._config, list(self._queue_configs().values()))
+        return Report.of(self._config, list(self._queues.configs().values()))
 
     def close(self) -> None:
         """Close connections and threads; idempotent. Sending afterwards is a ConfigurationError."""
         with self._lock:
             self._closed = True
             reader, self._reader = self._reader, None
-            executor, self._executor = self._executor, None
             app = self._app
         if reader is not None:
             reader.close()
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         if app is not None:
             app.close()
 
@@ -441,17 +392,9 @@ class Bridge(Declares):
 
     # -- threads and forks
 
-    async def _in_thread(self, function: Any, *args: Any) -> Any:
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(_SENDING_THREADS, thread_name_prefix="qbridge-send")
-            executor = self._executor
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, function, *args))
-
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
-        self._executor = None
+        self._threads = SendingThreads()
         if self._app is not None:
             self._app.forget_connections()
         if self._reader is not None:

@@ -8,7 +8,7 @@ Under ``defaults="celery"`` only what the user set is written.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kombu import Exchange, Queue
@@ -167,11 +167,3 @@ def task_attributes(config: BridgeConfig, options: Mapping[str, Any]) -> dict[st
         # A killed child: sent again a few times (Celery counts it in the message), then FAILURE instead of a loop.
         attributes.update(retry_on_worker_lost=True, max_retries=config.worker.max_redeliveries, default_retry_delay=1)
     return attributes
-
-
-def known_queues(config: BridgeConfig, extra: Iterable[QueueConfig]) -> dict[str, QueueConfig]:
-    """Return every queue by name: the configured ones, the default one, and those that tasks name."""
-    queues = {queue.name: queue for queue in config.queues}
-    for queue in extra:
-        queues.setdefault(queue.name, queue)
-    return queues

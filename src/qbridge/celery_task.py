@@ -12,6 +12,8 @@ from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
 from qbridge import aio
+from qbridge.celery_settings import task_attributes
+from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
 from qbridge.exceptions import ArgumentsError, PayloadError
 from qbridge.options import Delivery
@@ -19,7 +21,7 @@ from qbridge.retry import Retry
 from qbridge.serialization.schema import wire_json
 from qbridge.task import TaskDefinition
 
-__all__ = ["HEADER_ATTEMPTS_SINCE", "TypedTask"]
+__all__ = ["HEADER_ATTEMPTS_SINCE", "TypedTask", "typed_task"]
 
 HEADER_ATTEMPTS_SINCE = "qbridge_first_attempt"
 """Message header with the time of the first attempt (ISO 8601), for ``Retry(timeout=...)``."""
@@ -181,3 +183,27 @@ def queue_named(app: Any, routing_key: str | None) -> str | None:
         if queue.routing_key == routing_key or name == routing_key:
             return str(name)
     return routing_key
+
+
+def typed_task(app: Any, config: BridgeConfig, definition: TaskDefinition) -> TypedTask:
+    """Return the Celery task behind a typed task, not yet in the app's registry.
+
+    Args:
+        app: the bridge's app.
+        config: the bridge's configuration.
+        definition: what was declared.
+    """
+    attributes = {
+        **task_attributes(config, definition.options),
+        "name": definition.name,
+        "_app": app,
+        "definition": definition,
+        "policy": definition.options.get("retry", config.retry),
+        "max_payload_bytes": config.serialization.max_payload_bytes,
+        "show_arguments": config.defaults == "celery",
+        "routing": {"queue": definition.queue} if definition.queue else {},
+        "__doc__": definition.function.__doc__,
+        "__module__": definition.function.__module__,
+    }
+    made: TypedTask = type(definition.function.__name__, (TypedTask,), attributes)()
+    return made

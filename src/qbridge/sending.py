@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import random
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from kombu.exceptions import OperationalError
@@ -13,10 +18,11 @@ from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline, remaining
 from qbridge.exceptions import BrokerUnavailable, QBridgeError
 
-__all__ = ["Attempts"]
+__all__ = ["Attempts", "SendingThreads"]
 
 T = TypeVar("T")
 
+_THREADS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 # A blocked attempt that begins in time may end this much (seconds) after publish_timeout; a second is the promise.
 _GRACE = 0.8
@@ -87,3 +93,27 @@ def _kinds(app: Any) -> tuple[type[Exception], ...]:
     transport = app.connection_for_write().transport
     found = (*transport.connection_errors, *transport.channel_errors)
     return tuple(kind for kind in found if not issubclass(kind, LookupError | TypeError | ValueError | AttributeError))
+
+
+class SendingThreads:
+    """A few threads in which the async client sends, so that no event loop ever waits for a broker."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in a thread, with the caller's context variables."""
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="qbridge-send")
+            executor = self._executor
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, function, *args))
+
+    def close(self) -> None:
+        """Let go of the threads; what was not begun is cancelled."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
