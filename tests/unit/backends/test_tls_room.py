@@ -10,7 +10,7 @@ from typing import Any
 import amqp.transport
 import celery
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 from pydantic import ValidationError
 
 from qbridge.backends.rabbitmq import RabbitMQBroker
@@ -25,6 +25,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ca = ThrowawayCA(tmp_path_factory.mktemp("ca"))
     certificate, key = ca.issue("client")
     return {"ca_file": ca.certificate, "cert_file": certificate, "key_file": key}
+
+
+def tls_of(files: dict[str, Path]) -> TLS:
+    """TLS with a CA and a client certificate."""
+    return TLS(ca_file=files["ca_file"], cert_file=files["cert_file"], key_file=files["key_file"])
 
 
 def app_of(*rooms: Any) -> celery.Celery:
@@ -64,7 +69,7 @@ def test_rabbitmq_over_tls_verifies_certificate_and_host_name(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """py-amqp compares host names only if it is told one: it is told."""
-    app = app_of(RabbitMQBroker(host="rabbit.example", tls=TLS(**files)))
+    app = app_of(RabbitMQBroker(host="rabbit.example", tls=tls_of(files)))
     context, kwargs = amqp_context(app.connection_for_write(), monkeypatch)
     assert ssl.CERT_REQUIRED == context.verify_mode
     assert context.check_hostname
@@ -109,7 +114,7 @@ def test_each_server_of_a_cluster_is_verified_by_its_own_name(monkeypatch: pytes
 
 def test_redis_broker_over_tls_verifies(files: dict[str, Path]) -> None:
     """kombu's own default for rediss:// is to verify nothing."""
-    broker = RedisBroker(host="r", tls=TLS(**files))
+    broker = RedisBroker(host="r", tls=tls_of(files))
     connection = app_of(broker).connection_for_write()
     parameters = _channel_parameters(connection)
     assert "SSLConnection" == parameters["connection_class"].__mro__[0].__name__
@@ -124,7 +129,7 @@ def test_redis_broker_over_tls_verifies(files: dict[str, Path]) -> None:
 
 def test_redis_results_over_tls_verify(files: dict[str, Path]) -> None:
     """Celery itself refuses rediss:// results that do not say what they verify."""
-    app = app_of(RedisResults(host="r", tls=TLS(**files)))
+    app = app_of(RedisResults(host="r", tls=tls_of(files)))
     parameters = dict(app.backend.connparams)
     made = parameters.pop("connection_class")(**_for_redis_py(parameters))
     assert (ssl.CERT_REQUIRED, True) == (made.cert_reqs, made.check_hostname)
@@ -144,7 +149,7 @@ def test_redis_tls_without_verification_is_possible(room: type[RedisBroker | Red
 
 def test_sentinels_are_spoken_to_over_tls_too(files: dict[str, Path]) -> None:
     """With ``tls`` set, nothing goes out in the clear."""
-    broker = RedisBroker(sentinel=Sentinel(hosts=["s"], master_name="m"), tls=TLS(**files))
+    broker = RedisBroker(sentinel=Sentinel(hosts=["s"], master_name="m"), tls=tls_of(files))
     kwargs = broker.celery_settings()["broker_transport_options"]["sentinel_kwargs"]
     assert (True, ssl.CERT_REQUIRED, True) == (kwargs["ssl"], kwargs["ssl_cert_reqs"], kwargs["ssl_check_hostname"])
 
@@ -168,8 +173,9 @@ def _channel_parameters(connection: Connection) -> dict[str, Any]:
         def __init__(self) -> None:
             self.connection = connection.transport
             for name in self.from_transport_options:
-                if name in connection.transport_options:
-                    setattr(self, name, connection.transport_options[name])
+                options = connection.transport_options or {}
+                if name in options:
+                    setattr(self, name, options[name])
 
         def __del__(self) -> None:
             pass

@@ -96,11 +96,13 @@ class _Visit:
         if missing:
             yield self._tables_missing(engine, missing)
             return
-        wrong = list(self._columns(engine))
-        yield from wrong
+        columns = list(self._columns(engine))
+        yield from columns
+        if any(finding.level == "error" for finding in columns):
+            return
         denied = list(self._privileges(engine)) if dialect != "sqlite" else []
         yield from denied
-        if not denied and all(finding.level != "error" for finding in wrong):
+        if not denied:
             names = " and ".join(table.fullname for table in self.tables.metadata.sorted_tables)
             yield Finding("ok", "results.tables", f"the tables {names} are there and may be used")
 

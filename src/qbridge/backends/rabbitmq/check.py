@@ -57,12 +57,15 @@ def check(broker: RabbitMQBroker, queues: Sequence[Any] = (), *, plain: bool = F
     return tuple(findings)
 
 
+class _Alarm(Exception):
+    """RabbitMQ says that it has blocked this connection."""
+
+
 class _Visit:
     def __init__(self, broker: RabbitMQBroker) -> None:
         self.broker = broker
         self.server: Address = broker.servers[0]
         self.connection: Any = None
-        self.blocked = False
         self.confirms: ConfirmChannel | None = None
         self.missing: dict[str, list[str]] = {"configure": [], "write": [], "read": []}
 
@@ -123,7 +126,7 @@ class _Visit:
         )
 
     def _on_blocked(self, _reason: str) -> None:
-        self.blocked = True
+        raise _Alarm  # RabbitMQ reads nothing more from this connection: there is nothing to wait for
 
     def _not_let_in(self, error: Exception) -> Finding:
         broker, said = self.broker, str(error)
@@ -319,22 +322,34 @@ class _Visit:
             # Binding a queue to its exchange writes to the queue; permissions are patterns of names, of whatever.
             exchanges += [queue.name for queue in queues if queue.declare]
         confirmed = False
-        for exchange in [*exchanges, ""]:
-            if confirmed and exchange == "":
-                break  # the default exchange has a permission of its own that nobody needs
-            try:
-                confirmed = self._publish_nowhere(exchange) or confirmed
-            except AccessRefused:
-                if exchange:
+        # Twice at the end: under an alarm RabbitMQ takes the first message of a connection, and nothing after it.
+        # Nobody needs the permission to write to the default exchange: without it, the others must do.
+        try:
+            for exchange in exchanges:
+                try:
+                    confirmed = self._publish_nowhere(exchange) or confirmed
+                except AccessRefused:
                     self.missing["write"].append(exchange)
-            except NotConfirmed:
-                yield self._not_confirmed()
-                return
-            except TimeoutError:
-                yield self._not_confirmed()
-                return
-        if confirmed:
-            yield Finding("ok", "broker.confirms", "a message was published and its arrival confirmed")
+            with suppress(AccessRefused):
+                for _ in range(2):
+                    confirmed = self._publish_nowhere("") or confirmed
+        except _Alarm:
+            yield Finding(
+                "error",
+                "broker.alarm",
+                f"RabbitMQ at {self.server} takes no messages: a memory or disk alarm is in force",
+                "rabbitmq-diagnostics alarms says which; free memory or disk, or consume what is waiting.",
+            )
+        except (NotConfirmed, TimeoutError):
+            yield Finding(
+                "error",
+                "broker.confirms",
+                f"RabbitMQ at {self.server} did not confirm a message in time",
+                "It may be overloaded or out of disk: look at rabbitmq-diagnostics status and at its log.",
+            )
+        else:
+            if confirmed:
+                yield Finding("ok", "broker.confirms", "a message was published and its arrival confirmed")
 
     def _publish_nowhere(self, exchange: str) -> bool:
         if self.confirms is None or not self.confirms.usable:
@@ -353,21 +368,6 @@ class _Visit:
             self.confirms = None
             raise
         return True
-
-    def _not_confirmed(self) -> Finding:
-        if self.blocked:
-            return Finding(
-                "error",
-                "broker.alarm",
-                f"RabbitMQ at {self.server} takes no messages: a memory or disk alarm is in force",
-                "rabbitmq-diagnostics alarms says which; free memory or disk, or consume what is waiting.",
-            )
-        return Finding(
-            "error",
-            "broker.confirms",
-            f"RabbitMQ at {self.server} did not confirm a message in time",
-            "It may be overloaded or out of disk: look at rabbitmq-diagnostics status and at its log.",
-        )
 
     # -- asking
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,56 +28,48 @@ if TYPE_CHECKING:
 
 __all__ = ["check_broker", "check_results"]
 
-Command = tuple[str | float, ...]
 
 _PRIORITY_SEPARATOR = "\x06\x16"
 """Between a queue's name and a priority, in the name of kombu's list for it."""
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A command that the account must be allowed to run, on a key that it must be allowed to use."""
+
+    key: str
+    command: tuple[str | float, ...]
+
+
+def _on(key: str, *commands: str) -> list[_Probe]:
+    """Probes for commands written as in redis-cli, with ``KEY`` in the place of the key."""
+    return [_Probe(key, tuple(key if word == "KEY" else word for word in command.split())) for command in commands]
+
+
 def check_broker(broker: RedisBroker, queues: Sequence[Any] = ()) -> tuple[Finding, ...]:
     """Look at a Redis that is to be a broker, within ``publish_timeout`` seconds."""
-    names = [queue.name for queue in queues] or ["default"]
     prefix = broker.key_prefix
-    commands: list[Command] = [(command, f"{prefix}{name}", *rest) for name in names for command, *rest in _ON_QUEUES]
-    commands += [(command, f"{prefix}{key}", *rest) for command, key, *rest in _ON_BOOKKEEPING]
-    commands += [("LPUSH", f"{prefix}{name}{_PRIORITY_SEPARATOR}9", "") for name in names]
-    commands.append(("PUBLISH", f"{prefix}/{broker.db}.celery.pidbox", ""))
-    visit = _Visit("broker", broker, broker.publish_timeout, commands)
-    return (
-        *visit.findings(),
-        *(() if visit.failed else _when_killed(broker)),
-    )
+    probes: list[_Probe] = []
+    for name in [queue.name for queue in queues] or ["default"]:
+        queue = f"{prefix}{name}"
+        probes += _on(queue, "LPUSH KEY x", "RPUSH KEY x", "BRPOP KEY 1", "RPOP KEY", "LLEN KEY", "DEL KEY")
+        probes += _on(f"{queue}{_PRIORITY_SEPARATOR}9", "LPUSH KEY x")
+    # kombu's own bookkeeping: what is delivered and not acknowledged, and which queues an exchange has.
+    probes += _on(f"{prefix}unacked", "HSET KEY x x", "HGET KEY x", "HDEL KEY x")
+    probes += _on(f"{prefix}unacked_index", "ZADD KEY 0 x", "ZREM KEY x", "ZRANGE KEY 0 0 BYSCORE")
+    probes += _on(f"{prefix}unacked_mutex", "SET KEY x NX EX 1", f"EVALSHA {'0' * 40} 1 KEY")
+    probes += _on(f"{prefix}_kombu.binding.celery", "SADD KEY x", "SREM KEY x", "SMEMBERS KEY")
+    probes += _on(f"{prefix}/{broker.db}.celery.pidbox", "PUBLISH KEY x")
+    visit = _Visit("broker", broker, broker.publish_timeout, probes)
+    findings = visit.findings()
+    return (*findings, *(() if visit.failed else _when_killed(broker)))
 
 
 def check_results(results: RedisResults) -> tuple[Finding, ...]:
     """Look at a Redis that is to keep results, within three ``socket_timeout``."""
     key = f"{results.key_prefix}celery-task-meta-qbridge-check"
-    commands: list[Command] = [
-        ("SETEX", key, 1, ""),
-        ("GET", key),
-        ("MGET", key),
-        ("DEL", key),
-        ("PUBLISH", key, ""),
-        ("EXPIRE", key, 1),
-    ]
-    return tuple(_Visit("results", results, 3 * results.socket_timeout, commands).findings())
-
-
-#: What kombu does to a queue's list and to its own bookkeeping, with arguments that would be harmless if they ran.
-_ON_QUEUES: tuple[Command, ...] = (("LPUSH", ""), ("RPUSH", ""), ("BRPOP", 1), ("RPOP",), ("LLEN",), ("DEL",))
-_ON_BOOKKEEPING: tuple[Command, ...] = (
-    ("HSET", "unacked", "qbridge-check", ""),
-    ("HGET", "unacked", "qbridge-check"),
-    ("HDEL", "unacked", "qbridge-check"),
-    ("ZADD", "unacked_index", 0, "qbridge-check"),
-    ("ZREM", "unacked_index", "qbridge-check"),
-    ("ZREVRANGEBYSCORE", "unacked_index", 0, 0),
-    ("SET", "unacked_mutex", "", "NX", "EX", 1),
-    ("EVAL", "return 1", 1, "unacked_mutex"),
-    ("SADD", "_kombu.binding.celery", "qbridge-check"),
-    ("SREM", "_kombu.binding.celery", "qbridge-check"),
-    ("SMEMBERS", "_kombu.binding.celery"),
-)
+    probes = _on(key, "SETEX KEY 1 x", "SET KEY x", "GET KEY", "MGET KEY", "DEL KEY", "PUBLISH KEY x", "EXPIRE KEY 1")
+    return tuple(_Visit("results", results, 3 * results.socket_timeout, probes).findings())
 
 
 def _when_killed(broker: RedisBroker) -> Iterator[Finding]:
@@ -90,11 +83,11 @@ def _when_killed(broker: RedisBroker) -> Iterator[Finding]:
 
 
 class _Visit:
-    def __init__(self, part: Part, server: RedisServer, patience: float, commands: Sequence[Command]) -> None:
+    def __init__(self, part: Part, server: RedisServer, patience: float, probes: Sequence[_Probe]) -> None:
         self.part: Part = part
         self.server = server
         self.patience = patience
-        self.commands = commands
+        self.probes = probes
         self.end = time.monotonic() + patience
         self.failed = False
 
@@ -302,16 +295,13 @@ class _Visit:
         connection = client.connection_pool.get_connection()
         try:
             _run(connection, "MULTI")
-            for command in self.commands:
+            for probe in self.probes:
                 try:
-                    _run(connection, *command)
+                    _run(connection, *probe.command)
                 except NoPermissionError as error:
                     refused = _refused(error)
-                    name, *arguments = (str(part) for part in command)
-                    object_ = arguments[2] if name == "EVAL" else arguments[0]
-                    {"command": commands, "key": keys, "channel": channels}[refused].append(
-                        name if refused == "command" else object_
-                    )
+                    seen = {"command": commands, "key": keys, "channel": channels}[refused]
+                    seen.append(str(probe.command[0]) if refused == "command" else probe.key)
                 except ResponseError:
                     continue  # not a question of the account
             with suppress(RedisError):
