@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -188,16 +189,16 @@ class Bridge(Declares):
         sent: TaskResult[Any] = await self._threads.run(self.send_call, definition, call, options)
         return sent
 
-    def send_many(self, items: Iterable[Item]) -> list[TaskResult[Any]]:
+    def send_many(self, *items: Item | Iterable[Item]) -> list[TaskResult[Any]]:
         """Send many calls of any tasks at once.
 
         Args:
-            items: made by ``task.item(...)``.
+            items: made by ``task.item(...)``, one by one or as iterables of them.
 
         Raises:
             BatchError: if the broker did not confirm all; names which ids were and which were not.
         """
-        return self.send_all(items)
+        return self.send_all(chain.from_iterable((item,) if isinstance(item, Item) else item for item in items))
 
     def send_all(self, calls: Iterable[tuple[TaskDefinition, Call, Mapping[str, Any]]]) -> list[TaskResult[Any]]:
         """Send encoded calls, pipelined or with batched confirms; see :meth:`send_many`."""

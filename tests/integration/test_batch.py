@@ -56,6 +56,15 @@ def test_every_message_is_on_the_broker_once(url: str) -> None:
         assert depth(bridge, echo) == GROUP + 7
 
 
+def test_items_may_be_given_one_by_one_or_as_an_iterable(url: str) -> None:
+    """Both read well."""
+    with bridge_to(url) as bridge:
+        echo = echo_on(bridge)
+        assert len(bridge.send_many(echo.item(1), echo.item(2))) == 2
+        assert len(bridge.send_many(echo.item(n) for n in range(3))) == 3
+        assert depth(bridge, echo) == 5
+
+
 def test_bad_argument_in_a_batch_sends_nothing(url: str) -> None:
     """All arguments are checked before the first message."""
     with bridge_to(url) as bridge:

@@ -137,6 +137,7 @@ elsewhere: Task[[int, int], int] = add.using(eta=datetime.now(UTC), expires=time
 assert_type(add.send_many([(1, 2), (3, 4)]), list[TaskResult[int]])
 assert_type(bridge.send("somebody.elses", (1,), {"x": 2}, queue="reports"), TaskResult[Any])
 assert_type(bridge.send_many([add.item(1, 2), fetch.item("x")]), list[TaskResult[Any]])
+assert_type(bridge.send_many(add.item(1, 2), fetch.item("x")), list[TaskResult[Any]])
 assert_type(bridge.result("id", add), TaskResult[int])
 assert_type(bridge.result("id", Invoice), TaskResult[Invoice])
 assert_type(bridge.result("id"), TaskResult[Any])
