@@ -69,7 +69,7 @@ def _run(place: Place) -> int:
                 worker.wait_until_ready(min(30.0, scene.left))
             teller.worker(worker.pid, time.monotonic() - started)
             for step in STEPS:
-                rows.append(told(step, scene))
+                rows.append(told(step, scene))  # noqa: PERF401 - what was shown before an end is shown
     except WorkerDied as error:
         trouble = str(error)
     finally:

@@ -37,11 +37,9 @@ class Teller:
 
     def opening(self, broker: str, results: str) -> None:
         """Say what is about to happen, and where."""
-        text = Text.assemble(
-            ("qbridge demo", "bold"), "  typed tasks, a real worker process, real results\n\n",
-            ("broker   ", "dim"), broker, "\n", ("results  ", "dim"), results,
-        )  # fmt: skip
-        self.console.print(Panel(text, border_style="cyan", expand=False, padding=(0, 2)))
+        title = Text.assemble(("qbridge demo", "bold"), "  typed tasks, a real worker process, real results")
+        self.console.print(Panel(title, border_style="cyan", expand=False, padding=(0, 2)))
+        self._place(broker, results)
 
     def worker(self, pid: int, seconds: float) -> None:
         """Say that the worker is there."""
@@ -103,8 +101,7 @@ class Teller:
         self.console.print()
         self.console.print(table)
         self.console.print()
-        self.console.print(Text.assemble(("broker   ", "dim"), broker), soft_wrap=True)
-        self.console.print(Text.assemble(("results  ", "dim"), results), soft_wrap=True)
+        self._place(broker, results)
 
     def problems(self, findings: Sequence[Finding]) -> None:
         """Show why it cannot begin."""
@@ -131,6 +128,10 @@ class Teller:
             ("a server", "QBRIDGE_BROKER=amqp://… QBRIDGE_RESULTS=rpc:// qbridge check"),
         ):
             self.console.print(Text.assemble("  ", (f"{command:<12}", "cyan"), meaning), soft_wrap=True)
+
+    def _place(self, broker: str, results: str) -> None:
+        for label, url in (("broker ", broker), ("results", results)):
+            self.console.print(Text.assemble("  ", (label, "dim"), "  ", url), soft_wrap=True)
 
     @property
     def _arrow(self) -> str:
