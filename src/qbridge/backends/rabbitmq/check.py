@@ -7,7 +7,6 @@ refuses only after it has looked at the account: 403 says that the account may n
 from __future__ import annotations
 
 import shlex
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import amqp
-from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 
 from qbridge.backends.base import Finding
 from qbridge.backends.deadline import deadline, remaining
 from qbridge.backends.network import reach, redact
+from qbridge.backends.rabbitmq.explain import explain, surprise
 from qbridge.backends.rabbitmq.publisher import BoundedAMQPTransport, ConfirmChannel, NotConfirmed
 from qbridge.backends.urls import Address
 
@@ -51,7 +51,7 @@ def check(broker: RabbitMQBroker, queues: Sequence[Any] = (), *, plain: bool = F
         except TimeoutError:
             findings.append(visit.frozen())
         except Exception as error:  # noqa: BLE001 - a check reports, whatever happens
-            findings.append(visit.surprise(error))
+            findings.append(surprise(error, broker, visit.server))
         finally:
             visit.leave()
     return tuple(findings)
@@ -93,14 +93,10 @@ class _Visit:
         started = time.monotonic()
         try:
             connection.connect()
-        except (AccessRefused, NotAllowed) as error:
-            yield self._not_let_in(error)
         except TimeoutError:
             yield self.frozen(time.monotonic() - started)
-        except ssl.SSLError as error:
-            yield self._tls(error)
         except (OSError, amqp.exceptions.AMQPError, ValueError, KeyError) as error:
-            yield self._no_amqp(error)
+            yield explain(error, self.broker, self.server)
         else:
             self.connection = connection
             yield from self._server()
@@ -127,69 +123,6 @@ class _Visit:
 
     def _on_blocked(self, _reason: str) -> None:
         raise _Alarm  # RabbitMQ reads nothing more from this connection: there is nothing to wait for
-
-    def _not_let_in(self, error: Exception) -> Finding:
-        broker, said = self.broker, str(error)
-        user, vhost = shlex.quote(broker.username), shlex.quote(broker.vhost)
-        if isinstance(error, AccessRefused):
-            if "localhost" in said:
-                return Finding(
-                    "error",
-                    "broker.credentials",
-                    f"RabbitMQ at {self.server} lets the user {broker.username!r} in from its own machine only",
-                    "Make an account: rabbitmqctl add_user NAME, then rabbitmqctl set_permissions "
-                    f"-p {vhost} NAME '.*' '.*' '.*'.",
-                )
-            return Finding(
-                "error",
-                "broker.credentials",
-                f"RabbitMQ at {self.server} refused user {broker.username!r} or the password",
-                f"Correct username and password, or set it there: rabbitmqctl change_password {user} (or add_user).",
-            )
-        if "not found" in said:
-            return Finding(
-                "error",
-                "broker.vhost_missing",
-                f"RabbitMQ at {self.server} has no vhost {broker.vhost!r}",
-                f"rabbitmqctl add_vhost {vhost} && "
-                f"rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'{self._other_vhost()}",
-            )
-        if "refused for user" in said:
-            return Finding(
-                "error",
-                "broker.permission",
-                f"the user {broker.username!r} may not enter the vhost {broker.vhost!r} of RabbitMQ at {self.server}",
-                f"rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'",
-            )
-        return self.surprise(error)
-
-    def _other_vhost(self) -> str:
-        vhost = self.broker.vhost
-        other = vhost.removeprefix("/") if vhost.startswith("/") else f"/{vhost}"
-        return f"; or did you mean the vhost {other!r}? The two are different." if other else ""
-
-    def _tls(self, error: ssl.SSLError) -> Finding:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return Finding(
-                "error",
-                "broker.tls",
-                f"the certificate of {self.server} is not trusted: {redact(error.verify_message)}",
-                "Name the authority in tls.ca_file, or the name in the certificate in tls.server_hostname.",
-            )
-        return Finding(
-            "error",
-            "broker.tls",
-            f"{self.server} does not speak TLS as expected: {redact(error.reason or error)}",
-            "See that this is RabbitMQ's TLS port (5671), and the client certificate if it asks for one.",
-        )
-
-    def _no_amqp(self, error: Exception) -> Finding:
-        return Finding(
-            "error",
-            "broker.protocol",
-            f"{self.server} accepted the connection and then ended it ({type(error).__name__})",
-            "See that this is RabbitMQ's AMQP port: 5672, or with tls=True 5671.",
-        )
 
     def _server(self) -> Iterator[Finding]:
         about = self.connection.server_properties
@@ -399,15 +332,6 @@ class _Visit:
             f"{self.server} accepts connections and does not answer (waited {patience:.1f} s)",
             "RabbitMQ may be starting, stopped (SIGSTOP) or swapping, or something else listens there: look at "
             "rabbitmq-diagnostics check_running and at its log.",
-        )
-
-    def surprise(self, error: Exception) -> Finding:
-        secret = self.broker.password.get_secret_value()
-        return Finding(
-            "error",
-            "broker.check_failed",
-            f"the check of {self.server} ended early: {type(error).__name__}: {redact(error, secret)}",
-            "Look at RabbitMQ's log at this moment.",
         )
 
     def leave(self) -> None:
