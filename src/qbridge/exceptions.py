@@ -18,7 +18,7 @@
     └── BatchError                             a bulk submission that was not confirmed as a whole
 
 The classes never move: Celery stores their module and name beside failed results.
-Every field is passed to ``super().__init__`` by position and the message is made in ``__str__``, so that an
+Every field is passed to ``Exception.__init__`` by position and the message is made in ``__str__``, so that an
 error survives pickle and the JSON result path (``cls(*args)`` rebuilds it); a unit test proves it for each.
 ``__str__`` is defined once, at the root, because an ``OSError`` with two fields would print them as errno and strerror.
 """
@@ -55,7 +55,8 @@ class QBridgeError(Exception):
     """
 
     def __init__(self, what: str = "", todo: str = "", *fields: Any) -> None:
-        super().__init__(what, todo, *fields)
+        # not super(): OSError would take the fields for errno, strerror and a file name, and drop one from args
+        Exception.__init__(self, what, todo, *fields)
         self.what = what
         self.todo = todo
 

@@ -36,5 +36,6 @@ class Report:
 def _look(config: BridgeConfig, queues: list[QueueConfig]) -> Iterator[Finding]:
     yield from config.findings
     yield from conflicting_environment(config)
-    yield from config.broker.check(queues)
+    plain = {"plain": True} if config.broker.kind == "rabbitmq" and config.defaults == "celery" else {}
+    yield from config.broker.check(queues, **plain)
     yield from config.results.check()
