@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 from qbridge import __version__
-from qbridge.cli.beat import beat
-from qbridge.cli.check import check
 from qbridge.cli.complaints import PoliteGroup
-from qbridge.cli.demo.command import demo
-from qbridge.cli.queues import queues
 from qbridge.cli.screen import survive_any_encoding
-from qbridge.cli.tasks import tasks
-from qbridge.cli.watch import watch
-from qbridge.cli.worker import worker
 
 __all__ = ["main", "program"]
 
+_COMMANDS = {
+    "demo": "qbridge.cli.demo.command",
+    "worker": "qbridge.cli.worker",
+    "beat": "qbridge.cli.beat",
+    "check": "qbridge.cli.check",
+    "tasks": "qbridge.cli.tasks",
+    "queues": "qbridge.cli.queues",
+    "watch": "qbridge.cli.watch",
+}
+"""Command → its module, in the order of the help; a module is imported when its command is asked for."""
+
+
+class _Commands(PoliteGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
 
 @click.group(
-    cls=PoliteGroup,
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with: qbridge demo",
 )
@@ -31,11 +47,7 @@ __all__ = ["main", "program"]
 def program(context: click.Context, app: str | None) -> None:
     """Typed tasks over Celery: try them, run workers, look at what runs."""
     if app is not None:
-        context.default_map = {name: {"app": app} for name in ("worker", "beat", "check", "tasks", "queues", "watch")}
-
-
-for command in (demo, worker, beat, check, tasks, queues, watch):
-    program.add_command(command)
+        context.default_map = {name: {"app": app} for name in _COMMANDS if name != "demo"}
 
 
 def main() -> None:

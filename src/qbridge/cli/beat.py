@@ -18,7 +18,7 @@ __all__ = ["beat"]
     help="What is logged.",
 )  # fmt: skip
 def beat(app: str, schedule: str | None, loglevel: str) -> None:
-    """Send periodic tasks: Celery's beat on the bridge's app. Run one of it."""
+    """Send periodic tasks: Celery's beat; run one of it."""
     bridge = load_bridge(app)
     import_task_modules(bridge)
     celery = bridge.celery

@@ -30,8 +30,9 @@ _FIRST = "Configuration"
 @app_option(required=False)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def check(app: str | None, as_json: bool) -> None:
-    """Look at the configuration and at the live servers, change nothing, and say what to do.
+    """Say what is fine, what is not, and what to do.
 
+    Looks at the configuration and at the live servers, and changes nothing.
     Without -A the configuration comes from the environment and its files. The exit code is 0 if nothing is wrong.
     """
     bridge, found = _load(app)

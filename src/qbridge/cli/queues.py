@@ -24,7 +24,10 @@ __all__ = ["queues"]
     "--timeout", type=float, default=5.0, show_default=True, metavar="SECONDS", help="For the broker to answer."
 )
 def queues(app: str, as_json: bool, timeout: float) -> None:
-    """List the bridge's queues: messages that wait, messages that workers hold, and consumers."""
+    """List the queues with what waits in them and who consumes.
+
+    What a broker does not tell is left out: Redis knows no consumers, AMQP does not tell what workers hold.
+    """
     bridge = load_bridge(app)
     import_task_modules(bridge)
     broker = bridge.config.broker

@@ -23,7 +23,7 @@ __all__ = ["tasks"]
 @app_option()
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def tasks(app: str, as_json: bool) -> None:
-    """List the bridge's tasks: name, signature, queue, and what happens when they fail."""
+    """List the tasks with their signatures, queues and policies."""
     bridge = load_bridge(app)
     import_task_modules(bridge)
     described = [_described(bridge, task) for _, task in sorted(bridge.tasks.items())]

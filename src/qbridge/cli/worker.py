@@ -45,7 +45,8 @@ def worker(
 ) -> None:
     """Run a worker in this process.
 
-    What is not given comes from the configuration. SIGTERM lets running tasks end, SIGQUIT does not wait for them.
+    What is not given comes from the configuration. SIGTERM lets running tasks end; SIGQUIT gives
+    them the seconds of worker.shutdown_timeout.
     """
     if reload:
         sys.exit(run_and_reload(app, sys.argv))

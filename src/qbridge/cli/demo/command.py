@@ -30,10 +30,11 @@ _ENDING = 20.0
 @click.option("--broker", metavar="URL", help="Where messages go; default: an embedded broker, no server needed.")
 @click.option("--results", metavar="URL", help="Where results are kept; default: an SQLite file.")
 def demo(broker: str | None, results: str | None) -> None:
-    """Show the whole story on a real worker process; nothing to install or start.
+    """Show the whole story on a real worker process.
 
-    Everything shown is compared with what had to come: the exit code is 0 only if all of it was true. The files of
-    the demo are in a temporary folder; on a server it uses a queue of its own, and removes it.
+    Nothing needs to be installed or started. Everything shown is compared with what had to come: the exit code is 0
+    only if all of it was true. The files of the demo are in a temporary folder; on a server it uses a queue of its
+    own, and removes it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGHUP"):

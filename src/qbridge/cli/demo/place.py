@@ -95,7 +95,5 @@ def _absolute(broker: str | None, results: str | None) -> tuple[str | None, str 
     if results is not None:
         kept = RESULTS.from_url(results)
         if isinstance(kept, DatabaseResults) and "sqlite" in results:
-            head, _, path = kept.celery_url().rpartition("///")
-            if path and path != ":memory:" and not path.startswith("/"):
-                results = f"{head}///{Path(path).absolute()}"
+            results = kept.celery_url()  # absolute, as of the working directory now
     return broker, results
