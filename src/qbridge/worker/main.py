@@ -61,20 +61,20 @@ def refuse_unenforced_limits(app: Any, pool_cls: Any, queues: Iterable[str] | No
 def _limits_message(names: Iterable[str]) -> tuple[str, str]:
     return (
         f"this pool cannot enforce the time limits of {', '.join(names)}",
-        "Use the process pool (worker.pool='process', --pool=prefork), consume other queues (--queues), or take the "
-        "limits off these tasks.",
+        "Use the process pool (worker.pool='process', --pool=prefork), consume other queues, or take their limits off.",
     )
 
 
 class BridgeWorker(Worker):
     """Celery's worker program; refuses to start where it could not keep a promise."""
 
-    def on_before_init(self, **kwargs: Any) -> None:
+    def on_before_init(self, quiet: bool = False, **kwargs: Any) -> None:
         """Begin as Celery does, without its warning about root where no message can be a pickle."""
+        app: Any = self.app
         with warnings.catch_warnings():
-            if not _PICKLES & set(self.app.conf.accept_content or ()):
+            if not _PICKLES & set(app.conf.accept_content or ()):
                 warnings.simplefilter("ignore", SecurityWarning)
-            super().on_before_init(**kwargs)
+            super().on_before_init(quiet=quiet, **kwargs)
 
     def on_init_blueprint(self) -> None:
         """Refuse once the pool is known and the tasks are imported: for ``celery worker`` the program's end.
