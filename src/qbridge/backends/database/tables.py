@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
 
 __all__ = ["EXTENDED", "Layout", "ResultTables", "missing_tables"]
@@ -141,6 +142,9 @@ class Layout:
         task, group = tables.task, tables.group
         task_insert, group_insert = (_insertable(inspector, engine.dialect, table) for table in (task, group))
         there = {column["name"] for column in inspector.get_columns(task.name, schema=task.schema)}
+        if not {"task_id", "status", "result"} <= there:
+            # Looked up while another process was making it.
+            raise NoSuchTableError(task.fullname)
         wanted = _PLAIN + EXTENDED if extended else _PLAIN
         columns = tuple(name for name in wanted if name in there)
         written = [name for name in columns if name != "task_id"]
