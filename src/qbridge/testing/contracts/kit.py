@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,23 +206,27 @@ class Contract:
         return self._shared
 
     @contextmanager
-    def worker_of(self, *queues: str, pool: str = "process", concurrency: int = 1) -> Iterator[WorkerProcess]:
+    def worker_of(
+        self, *queues: str, pool: str = "process", concurrency: int = 1, celery: Sequence[str] | None = None
+    ) -> Iterator[WorkerProcess]:
         """Another worker process, for the length of a ``with`` block; it consumes when the block begins.
 
         Args:
             queues: names of the queues that it consumes.
             pool: as in ``WorkerConfig``.
             concurrency: tasks at a time.
+            celery: further words for ``celery worker``, which runs it then instead of ``qbridge worker``.
         """
-        worker = self._start(queues, pool, concurrency)
+        worker = self._start(queues, pool, concurrency, celery)
         try:
             _ = worker.name
             yield worker
         finally:
             worker.kill()
 
-    def _start(self, queues: Sequence[str], pool: str, concurrency: int) -> WorkerProcess:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _start(
+        self, queues: Sequence[str], pool: str, concurrency: int, celery: Sequence[str] | None = None
+    ) -> WorkerProcess:
         environment = {
             **self.process_environment(),
             "QBRIDGE_WORKER__POOL": pool,
@@ -231,11 +234,12 @@ class Contract:
         }
         # Two workers of one name on one broker would be one to remote control.
         name = f"{'-'.join(queues[:2])}-{next(self._paths)}@%h"
-        if find_spec("qbridge.__main__") is not None and "QBX" in os.environ:
-            words = ["qbridge", "worker", "-A", f"{_PROGRAM}:bridge", "--queues", ",".join(queues), "--name", name]
+        if celery is None:
+            words = ["qbridge", "worker", "-A", f"{_PROGRAM}:bridge"]
         else:
-            words = ["celery", "-A", f"{_PROGRAM}:app", "worker", "-l", "INFO", "-Q", ",".join(queues), "-n", name]
-        return WorkerProcess([sys.executable, "-m", *words], environment, self.folder)
+            words = ["celery", "-A", f"{_PROGRAM}:app", "worker", "-l", "INFO", *celery]
+        command = [sys.executable, "-m", *words, "-Q", ",".join(queues), "-n", name]
+        return WorkerProcess(command, environment, self.folder)
 
     # -- looking at queues
 

@@ -266,6 +266,12 @@ def note(path: str, word: str = "") -> str:
     return word
 
 
+@task(results=False)
+def jot(path: str) -> None:
+    """Leave a trace of the run, and no result: how fast a worker is without a result backend."""
+    _note(path)
+
+
 @task(queue="slow")
 def on_slow(path: str) -> str:
     """Run from the queue ``slow``."""
