@@ -224,7 +224,7 @@ class BridgeProducer(Producer):
     #: Whether ``confirm_timeout`` means our confirms; False: what it means to kombu.
     confirming = False
 
-    #: Unconfirmed messages that a bulk submission may have under way; 0: confirm each.
+    #: Unconfirmed messages that a bulk submission may have under way, which is always confirmed; 0: none is under way.
     window = 0
 
     def _prepare(self, body: Any, *args: Any, **kwargs: Any) -> Any:
@@ -244,8 +244,7 @@ class BridgeProducer(Producer):
     ) -> Any:  # fmt: skip
         connection = self.connection
         if (
-            confirm_timeout is None
-            or not self.confirming
+            not (self.window or (self.confirming and confirm_timeout is not None))
             or not isinstance(connection, BridgeConnection)
             # elsewhere a publish is one command whose answer is awaited: nothing more to confirm
             or connection.transport.driver_type != "amqp"

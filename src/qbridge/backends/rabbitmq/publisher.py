@@ -9,6 +9,7 @@ settles all up to the tag; an unroutable ``mandatory`` message is returned befor
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -75,8 +76,13 @@ class ConfirmChannel:
         """Send one message without waiting; return its delivery tag."""
         tag, self.next_tag = self.next_tag, self.next_tag + 1
         self.pending.add(tag)
-        # the name without underscore is replaced by py-amqp's own confirming version on some connections
-        self.channel._basic_publish(message, mandatory=True, timeout=bounded(None), **where)
+        try:
+            # the name without underscore is replaced by py-amqp's own confirming version on some connections
+            self.channel._basic_publish(message, mandatory=True, timeout=bounded(None), **where)
+        except BaseException:
+            # A part of a frame may have been written: whatever follows on this connection would be read as its rest.
+            self.amqp.collect()
+            raise
         return tag
 
     def settle(self, at_most: int = 0, timeout: float | None = None) -> None:
@@ -85,13 +91,17 @@ class ConfirmChannel:
         Raises:
             NotConfirmed: if a message was refused or returned, or if time ran out.
         """
-        while len(self.pending) > at_most and not self.returned:
+        end = None if timeout is None else time.monotonic() + timeout
+        # a returned message is acknowledged right behind its return: read on, so that no tag is left for the next call
+        while len(self.pending) > at_most:
+            left = None if end is None else max(0.0, end - time.monotonic())
             try:
-                self.amqp.drain_events(timeout=bounded(timeout))
+                self.amqp.drain_events(timeout=bounded(left))
             except TimeoutError:
-                raise NotConfirmed(
-                    f"{len(self.pending)} message(s) not confirmed in time", True, frozenset(self.pending)
-                ) from None
+                unconfirmed = frozenset(self.pending)
+                # answers that come late would be taken for those to the next messages
+                self.amqp.collect()
+                raise NotConfirmed(f"{len(unconfirmed)} message(s) not confirmed in time", True, unconfirmed) from None
         if self.returned:
             reason, self.returned = self.returned[0], []
             raise NotConfirmed(f"a message could not be routed: {reason}", False)
