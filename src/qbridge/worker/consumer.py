@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency import solo
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
 from kombu.exceptions import MessageStateError
 
 from qbridge.worker.loops import green_loop
@@ -21,21 +23,42 @@ _NOT_A_CONNECTION = (LookupError, TypeError, ValueError, AttributeError, Recursi
 
 
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with four differences.
+    """Celery's consumer, with five differences.
 
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
     The solo pool acknowledges at once: from the event loop's queue it would wait for an unrelated timer
     (2 to 35 tasks/s on RabbitMQ with a prefetch of 1).
     Green pools do not wait for heartbeats of the event connection after each message.
+    A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(without_mingle=True, without_gossip=True)
         super().__init__(*args, **kwargs)
+        self._refusals = 0
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
         if getattr(self.pool, "is_green", False) and not self.hub:
             self.loop = green_loop
+
+    def connect(self) -> Any:
+        """Connect to the broker, for as long as it takes."""
+        connection = super().connect()
+        self._refusals = 0
+        return connection
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Wait before the next attempt at a broker that is there and refuses: Celery tries again at once, for ever."""
+        self._refusals += 1
+        wait = min(2.0 * self._refusals, 32.0)
+        logger.error(
+            "The broker %s refuses this worker: %s. Trying again in %g seconds; `qbridge check` says what to do.",
+            self.conninfo.as_uri(), str(exc).rstrip("."), wait,
+        )  # fmt: skip
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            maybe_shutdown()
+            time.sleep(0.1)
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject: at once where the task runs in the loop itself, else as Celery does."""
