@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.acceptance.cli_programs import SHOP, Folder
 
+from qbridge.testing.servers import RabbitMQServer
 from qbridge.testing.waiting import wait_until
 
 
@@ -100,6 +101,23 @@ def test_a_worker_waits_for_its_broker(tmp_path: Path) -> None:
         assert "pw1234" not in worker.text
     finally:
         folder.close()
+
+
+def test_a_worker_that_is_refused_asks_again_in_peace(tmp_path: Path, qbridge_rabbitmq: RabbitMQServer) -> None:
+    """A wrong password: one line per attempt, each later than the one before, no traceback; SIGTERM ends it."""
+    with qbridge_rabbitmq.fresh() as url:
+        folder = Folder(tmp_path, broker=re.sub("guest:[^@]*@", "guest:pw1234@", url))
+        try:
+            worker = folder.start("worker", "-A", "shop")
+            text = worker.wait_for("refuses this worker", times=2)
+            assert "ACCESS_REFUSED" in text
+            assert "Trying again in 2 seconds" in text
+            assert "Trying again in 4 seconds" in text
+            assert "Traceback" not in text
+            assert worker.stop() == 0
+            assert "pw1234" not in worker.text
+        finally:
+            folder.close()
 
 
 def test_reload_starts_the_worker_again_when_a_file_changes(folder: Folder) -> None:

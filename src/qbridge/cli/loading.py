@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
@@ -55,7 +56,7 @@ def load_bridge(where: str) -> Bridge:
         raise CannotStart(
             f"{where} is a file's name", f"Name the module: -A {_module_of(name)}:{_DEFAULT_NAME}",
         )  # fmt: skip
-    module = _importing(name, lambda: importlib.import_module(name))
+    module = _importing(name, partial(importlib.import_module, name))
     found = _named(module, attribute) if attribute else _only(module)
     if not isinstance(found, Bridge):
         todo = "Name the Bridge itself."
@@ -78,7 +79,7 @@ def import_task_modules(bridge: Bridge) -> None:
         CannotStart: if a module is missing or fails.
     """
     for name in bridge.config.modules:
-        _importing(name, lambda name=name: importlib.import_module(name))  # type: ignore[misc]  # mypy wants no default
+        _importing(name, partial(importlib.import_module, name))
     _importing("the task modules", bridge.celery.loader.import_default_modules)
     bridge.celery.finalize()
 

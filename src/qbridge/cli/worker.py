@@ -55,9 +55,7 @@ def worker(
     try:
         program = _make(bridge, pool, concurrency, _names(bridge, queues), loglevel.upper(), name)
     except ImproperlyConfigured as error:
-        raise CannotStart(
-            " ".join(str(error).split()),
-        ) from None
+        raise CannotStart(" ".join(str(error).split())) from None
     click.echo(banner(program) + "\n")
     program.start()
     sys.exit(program.exitcode or 0)
