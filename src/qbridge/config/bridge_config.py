@@ -27,7 +27,7 @@ from qbridge.backends.none import NoResults
 from qbridge.backends.rabbitmq import RabbitMQBroker
 from qbridge.backends.redis import RedisBroker, RedisResults
 from qbridge.backends.rpc import RpcResults
-from qbridge.config.celery_names import RawSettings, check_setting, zone_exists
+from qbridge.config.celery_names import check_setting, zone_exists
 from qbridge.config.cross_checks import cross_faults
 from qbridge.config.environment import CELERY_VARIABLES, conflicting_environment
 from qbridge.config.faults import Fault, as_error, attribute, build, faults_of
@@ -35,6 +35,7 @@ from qbridge.config.from_celery import Conversion
 from qbridge.config.merging import Merged, Said
 from qbridge.config.models import QueueConfig, SerializationConfig, WorkerConfig, check_queue_name
 from qbridge.config.owned import Lifted, lift, refuse_owned
+from qbridge.config.raw_settings import RawSettings
 from qbridge.config.retry_policy import read_retry, write_retry
 from qbridge.config.rooms import BROKERS, RESULTS
 from qbridge.config.sources import gather

@@ -12,7 +12,8 @@ import pytest
 from kombu import Queue
 
 from qbridge.config import BridgeConfig, known_settings, overlay, owned_settings
-from qbridge.config.celery_names import RawSettings, check_setting, parse_setting
+from qbridge.config.celery_names import check_setting, parse_setting
+from qbridge.config.raw_settings import RawSettings
 from qbridge.exceptions import ConfigurationError
 
 BROKERS = [

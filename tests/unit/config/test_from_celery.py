@@ -1,5 +1,7 @@
 """What becomes of an existing Celery configuration?"""
 
+# long because: one sentence per habit of Celery configurations, and there are many.
+
 from __future__ import annotations
 
 import ssl
