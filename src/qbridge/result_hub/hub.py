@@ -434,7 +434,8 @@ class ResultHub:
                 ticket.answer(found.get(ticket.task_id))
         for ticket in orders:
             if ticket.order == "forget":
-                self._backend.forget(ticket.task_id)
+                with suppress(FileNotFoundError):  # Celery's file backend, if nothing was stored
+                    self._backend.forget(ticket.task_id)
                 self._remember_forgotten(ticket.task_id)
                 ticket.answer(None)
 

@@ -74,7 +74,7 @@ def backends(**conf: Any) -> tuple[Typed, Dictionary]:
         "text",
         [1, {"a": [2]}],
         datetime(2026, 1, 2, 3, tzinfo=UTC),
-        {"when": [datetime(2026, 1, 2), Decimal("1.50")], "id": UUID(int=5), "raw": b"\xff\x00"},
+        {"when": [datetime(2026, 1, 2, tzinfo=UTC), Decimal("1.50")], "id": UUID(int=5), "raw": b"\xff\x00"},
     ],
 )
 def test_async_result_sees_what_plain_celery_gives(value: Any) -> None:

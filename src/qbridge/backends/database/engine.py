@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from qbridge.backends.forking import begin_anew_after_fork
+from qbridge.exceptions import ConfigurationError
 
 __all__ = ["Guard", "PooledEngine"]
 
@@ -138,8 +140,15 @@ class PooledEngine:
             engine.dispose()
 
     def _make(self) -> Engine:
-        url = make_url(self._url)
-        engine = create_engine(url, **self._arguments(url))
+        try:
+            url = make_url(self._url)
+            engine = create_engine(url, **self._arguments(url))
+        except (ArgumentError, ImportError) as exc:
+            # The text of some of these quotes the URL.
+            raise ConfigurationError(
+                f"There is no SQLAlchemy engine for the result database ({type(exc).__name__})",
+                "Check the URL's dialect and driver, that the driver is installed, and database_engine_options.",
+            ) from exc
         guard = Guard(self._operation_timeout)
         if url.get_backend_name() == "sqlite":
             _make_folder(url)
