@@ -18,9 +18,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import uuid4
 
+from celery.backends.base import DisabledBackend
+
 from qbridge.batch import send_batch
 from qbridge.celery_app import BridgeCelery
-from qbridge.celery_settings import app_settings
+from qbridge.celery_settings import app_settings, payload_limit
 from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
 from qbridge.exceptions import ConfigurationError
@@ -97,7 +99,7 @@ class Bridge(Declares):
             changes=settings,
             bridge_options={
                 "safe": safe,
-                "max_payload_bytes": config.serialization.max_payload_bytes,
+                "max_payload_bytes": payload_limit(config),
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
                 "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },
@@ -310,8 +312,9 @@ class Bridge(Declares):
 
     def _handle(self, definition: TaskDefinition, task_id: str) -> TaskResult[Any]:
         reader: ResultReader
-        if self._config.results.kind == "none" or definition.options.get("results") is False:
-            reader = NoReader(definition.name, self._config.results.kind == "none")
+        nowhere = isinstance(self.celery.backend, DisabledBackend)  # not the config: settings may be assigned
+        if nowhere or definition.options.get("results") is False:
+            reader = NoReader(definition.name, nowhere)
         else:
             reader = self._result_reader()
         return TaskResult(task_id, reader, definition.signature.decode_result, definition.name)

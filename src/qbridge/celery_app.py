@@ -168,7 +168,7 @@ class BridgeCelery(Celery):
     # -- settings that may change at run time
 
     def _watch(self, conf: Any) -> None:
-        conf.__class__ = BridgeSettings
+        object.__setattr__(conf, "__class__", BridgeSettings)  # assigned plainly it would become a setting
         conf.__dict__["_changed"] = self._settings_changed
 
     def _load_config(self) -> Any:

@@ -11,11 +11,11 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from qbridge.config import BridgeConfig, QueueConfig, overlay
 
-__all__ = ["app_settings", "kombu_queue", "routing_key", "task_attributes"]
+__all__ = ["app_settings", "kombu_queue", "payload_limit", "routing_key", "task_attributes"]
 
 _POOLS = {"process": "prefork", "thread": "threads", "solo": "solo"}
 _CONTENT_TYPES = {"json": "application/json", "msgpack": "application/x-msgpack"}
@@ -116,7 +116,10 @@ def _optional_worker(config: BridgeConfig) -> dict[str, Any]:
 
 def _as_celery(config: BridgeConfig) -> dict[str, Any]:
     given = config.model_fields_set
-    settings = {**config.broker.minimal_celery_settings(), **config.results.minimal_celery_settings()}
+    settings: dict[str, Any] = {}
+    for field in ("broker", "results"):
+        if field in given:  # else Celery's own default, or what is assigned to the app's settings
+            settings |= getattr(config, field).minimal_celery_settings()
     if "timezone" in given:
         settings["timezone"] = config.timezone
     if "default_queue" in given:
@@ -157,8 +160,6 @@ def task_attributes(config: BridgeConfig, options: Mapping[str, Any]) -> dict[st
         attributes["serializer"] = serializer or config.serialization.format
     if options.get("results") is not None:
         attributes["ignore_result"] = not options["results"]
-    elif config.results.kind == "none":
-        attributes["ignore_result"] = True
     delivery = options.get("delivery") or (config.delivery if safe or "delivery" in config.model_fields_set else None)
     if delivery is not None:
         late = delivery == "at_least_once"
@@ -167,3 +168,13 @@ def task_attributes(config: BridgeConfig, options: Mapping[str, Any]) -> dict[st
         # A killed child: sent again a few times (Celery counts it in the message), then FAILURE instead of a loop.
         attributes.update(retry_on_worker_lost=True, max_retries=config.worker.max_redeliveries, default_retry_delay=1)
     return attributes
+
+
+def payload_limit(config: BridgeConfig) -> int | None:
+    """Return the largest body in bytes; under ``defaults="celery"`` there is none but what the user set."""
+    if config.defaults == "celery" and (
+        "serialization" not in config.model_fields_set
+        or "max_payload_bytes" not in config.serialization.model_fields_set
+    ):
+        return None
+    return config.serialization.max_payload_bytes

@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
 from qbridge import aio
-from qbridge.celery_settings import task_attributes
+from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
 from qbridge.exceptions import ArgumentsError, PayloadError
@@ -145,7 +145,8 @@ class TypedTask(CeleryTask):
         if not self.show_arguments:
             options.setdefault("argsrepr", f"({len(args)} hidden)")
             options.setdefault("kwargsrepr", f"{{{len(kwargs)} hidden}}")
-        return CeleryTask.apply_async(self, args, kwargs, *rest, **options)
+        # a tuple, as delay() has it: that is how headers and events show it
+        return CeleryTask.apply_async(self, tuple(args), kwargs, *rest, **options)
 
     def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         signature = self.definition.signature
@@ -199,7 +200,7 @@ def typed_task(app: Any, config: BridgeConfig, definition: TaskDefinition) -> Ty
         "_app": app,
         "definition": definition,
         "policy": definition.options.get("retry", config.retry),
-        "max_payload_bytes": config.serialization.max_payload_bytes,
+        "max_payload_bytes": payload_limit(config),
         "show_arguments": config.defaults == "celery",
         "routing": {"queue": definition.queue} if definition.queue else {},
         "__doc__": definition.function.__doc__,
