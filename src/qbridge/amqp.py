@@ -17,6 +17,7 @@ from celery.app.amqp import AMQP
 from kombu.connection import Connection, ConnectionPool, PooledConnection
 from kombu.messaging import Producer
 from kombu.pools import ProducerPool
+from kombu.transport import supports_librabbitmq
 from kombu.utils.functional import lazy
 
 from qbridge.backends.deadline import bounded, deadline, remaining
@@ -32,6 +33,10 @@ from qbridge.exceptions import PayloadError
 __all__ = ["BridgeAMQP", "BridgeConnection", "BridgeConnectionPool", "BridgeProducer", "SafeConnection"]
 
 _GOODBYE = 1.0  # seconds for the closing handshakes of all connections that are closed at once
+
+# kombu tries the import of librabbitmq for every connection. The lock of an import that another thread had begun at
+# the time of a fork is never released in the child.
+_AMQP = "librabbitmq" if supports_librabbitmq() else "pyamqp"
 
 _BOUNDED = {
     "kombu.transport.pyamqp:Transport": BoundedAMQPTransport,
@@ -61,6 +66,11 @@ class BridgeConnection(Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         begin_anew_after_fork(self)
+
+    def _init_params(self, **params: Any) -> None:  # type: ignore[override]  # kombu calls it by keywords only
+        if params["transport"] in (None, "amqp"):
+            params["transport"] = _AMQP
+        super()._init_params(**params)
 
     def get_transport_cls(self) -> Any:
         """Return the transport class for the URL's scheme, ours where there is one."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from functools import cached_property
 from typing import Protocol
 from weakref import WeakSet
 
@@ -27,7 +30,24 @@ def begin_anew_after_fork(thing: BeginsAnew) -> None:
     _registered.add(thing)
 
 
+def _renew_locks() -> None:
+    """Give every cached property of the libraries below us a new lock.
+
+    kombu's take one at each reading, and one lock serves all objects of a class (functools' did so before Python
+    3.12): a thread that read ``channel.client`` at the moment of the fork would stop the child's first send for ever.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in {"celery", "kombu", "amqp", "qbridge"}:
+            continue
+        for kind in list(vars(module).values()):
+            if isinstance(kind, type) and kind.__module__ == name:
+                for value in list(vars(kind).values()):
+                    if isinstance(value, cached_property) and hasattr(value, "lock"):
+                        value.lock = threading.RLock()
+
+
 def _begin_anew() -> None:
+    _renew_locks()
     for thing in list(_registered):
         thing.after_fork()
 
