@@ -370,7 +370,8 @@ class ResultHub:
                         self._thread = self._alarm = None
                         return
                 try:
-                    self._turn(alarm, orders, new, gone)
+                    if not self._turn(alarm, orders, new, gone):
+                        return
                 except Exception as exc:  # noqa: BLE001
                     # Whatever the driver raises: the thread lives as long as somebody waits.
                     self._failed(exc, orders)
@@ -383,12 +384,13 @@ class ResultHub:
             self._drop_watcher()
             alarm.close()
 
-    def _turn(self, alarm: Alarm, orders: list[Ticket], new: Iterable[str], gone: Iterable[str]) -> None:
+    def _turn(self, alarm: Alarm, orders: list[Ticket], new: Iterable[str], gone: Iterable[str]) -> bool:
+        """Do what is to be done and wait a while; False if there is nothing to do for a thread any more."""
         self._busy_since = time.monotonic()
         watcher = self._find_watcher(alarm)
         if watcher is None:
             self._hand_over(orders)
-            return
+            return False
         watcher.drop(gone)
         watcher.add(new)
         self._do(watcher, orders)
@@ -396,6 +398,7 @@ class ResultHub:
         self._resolve(watcher.step(_IDLE / 2))
         if watcher.owing_since is None:
             self._trouble = None
+        return True
 
     def _find_watcher(self, alarm: Alarm) -> Watcher | None:
         backend = self._app.backend
@@ -415,11 +418,12 @@ class ResultHub:
 
     def _hand_over(self, orders: list[Ticket]) -> None:
         """The backend turned out to be one whose results come by themselves."""
-        self._busy_since = None
         inbox = self._app.backend.result_inbox
         with self._lock:
-            tickets = orders + [ticket for each in self._waiting.values() for ticket in each]
-            self._waiting.clear()
+            # Whoever enters from now on finds the inbox by himself.
+            self._thread = self._alarm = self._busy_since = self._trouble = None
+            tickets = orders + self._orders + [ticket for each in self._waiting.values() for ticket in each]
+            self._orders, self._waiting, self._new = [], {}, {}
         for ticket in tickets:
             try:
                 self._answer_from(inbox, ticket)

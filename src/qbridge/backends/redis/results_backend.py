@@ -40,6 +40,12 @@ class ResultConsumer(CeleryResultConsumer):
 
         return super().drain_events_until(p, timeout=timeout, on_interval=look_again)
 
+    def stop(self) -> None:
+        """Close the subscription for good: a result object that is dropped later must not open it again."""
+        super().stop()
+        self._pubsub = None
+        self.subscribed_to.clear()
+
     def _look_at_pending(self) -> None:
         ids = [task_id for pending in self._pending_results for task_id in tuple(pending)]
         if not ids:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import celery.exceptions
@@ -30,7 +30,7 @@ loads = cast("Callable[..., Any]", serialization.loads)  # kombu leaves it witho
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3
+_PATIENCE = 3  # times the app's publish timeout
 
 
 class _Replies:
@@ -298,24 +298,38 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
         routing_key, correlation_id = self.destination_for(task_id, request)
         if not routing_key:
             return result
-        amqp = self.app.amqp
         body = self._to_result(task_id, state, result, traceback, request)
+        publish = partial(self._publish, body, routing_key, correlation_id)
         bound = getattr(self.app, "publish_timeout", None)
-        with nullcontext() if bound is None else deadline(bound):
-            for attempt in range(_ATTEMPTS):
-                try:
-                    self._publish(amqp, body, routing_key, correlation_id)
-                except OperationalError as exc:
-                    if _has_no_queue(exc):
-                        logger.info("Nobody waits for the result of task %s: its reply queue is gone.", task_id)
-                        return result
-                    if attempt == _ATTEMPTS - 1 or not hasattr(exc, "may_have_arrived"):
-                        raise
-                else:
-                    break
+        if bound is None:
+            publish(retry=True)
+        else:
+            self._insist(publish, bound, task_id)
         return result
 
-    def _publish(self, amqp: Any, body: dict[str, Any], routing_key: str, correlation_id: str) -> None:
+    def _insist(self, publish: Callable[..., None], bound: float, task_id: str) -> None:
+        # More patient than a sender: the task is done, and its result is lost with the message.
+        end = time.monotonic() + _PATIENCE * bound
+        pause = 0.05
+        while True:
+            try:
+                with deadline(bound):
+                    return publish(retry=False)
+            except Exception as exc:
+                if _has_no_queue(exc):
+                    logger.info("Nobody waits for the result of task %s: its reply queue is gone.", task_id)
+                    return None
+                if time.monotonic() + pause > end or not isinstance(exc, self._broker_errors()):
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _broker_errors(self) -> tuple[type[BaseException], ...]:
+        transport = self.app.connection_for_write().transport
+        return (OperationalError, OSError, *transport.connection_errors, *transport.channel_errors)
+
+    def _publish(self, body: dict[str, Any], routing_key: str, correlation_id: str, *, retry: bool) -> None:
+        amqp = self.app.amqp
         with amqp.producer_pool.acquire(block=True) as producer:
             producer.publish(
                 body,
@@ -323,7 +337,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
                 routing_key=routing_key,
                 correlation_id=correlation_id,
                 serializer=self.serializer,
-                retry=True,
+                retry=retry,
                 retry_policy=self.retry_policy,
                 delivery_mode=self.delivery_mode,
                 confirm_timeout=getattr(amqp, "confirm_timeout", None),
