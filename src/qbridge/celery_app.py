@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 from celery import Celery, _state
 from celery.app.defaults import NAMESPACES
 from celery.app.registry import TaskRegistry
 from celery.app.utils import Settings, _old_key_to_new
+from celery.utils.imports import import_from_cwd
 from celery.utils.time import maybe_iso8601
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
@@ -367,6 +367,8 @@ class BridgeCelery(Celery):
 def _place_of(app: BridgeCelery) -> tuple[str, str] | None:
     """Find the module and the name in it that hold an app, or the bridge over it."""
     for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] in {"celery", "qbridge"}:
+            continue  # where the current app is kept; nothing is there in another process
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is app or (type(value).__module__ == "qbridge.bridge" and vars(value).get("_app") is app):
                 return module_name, name
@@ -374,6 +376,7 @@ def _place_of(app: BridgeCelery) -> tuple[str, str] | None:
 
 
 def _from_place(module: str, name: str) -> BridgeCelery:
-    found = getattr(import_module(module), name)
+    # as workers import their modules: the command line takes the current directory off the path again
+    found = getattr(import_from_cwd(module), name)
     app: BridgeCelery = found if isinstance(found, BridgeCelery) else found.celery
     return app
