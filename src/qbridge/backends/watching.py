@@ -68,9 +68,11 @@ class Watcher(Protocol):
 
     def add(self, task_ids: Iterable[str]) -> None:
         """Begin to watch; does not speak to the server."""
+        ...
 
     def drop(self, task_ids: Iterable[str]) -> None:
         """End to watch; does not speak to the server."""
+        ...
 
     def step(self, timeout: float) -> Mapping[str, Outcome]:
         """Wait up to ``timeout`` seconds, or until the alarm rings, and say what is known since the last step.
@@ -78,15 +80,19 @@ class Watcher(Protocol):
         Returns:
             Outcomes of ready tasks, which are watched no longer; None for those looked at for the first time in vain.
         """
+        ...
 
     def look(self, task_ids: Iterable[str]) -> Mapping[str, Outcome]:
         """Read the present metas, in whatever state; tasks that nothing is known of may be left out."""
+        ...
 
     def reset(self) -> None:
         """Drop connections after an error; what is watched is kept."""
+        ...
 
     def close(self) -> None:
         """Drop everything."""
+        ...
 
 
 class Inbox(Protocol):
@@ -94,21 +100,27 @@ class Inbox(Protocol):
 
     def knows(self, task_id: str) -> bool:
         """Whether a result of this task may arrive here, or has."""
+        ...
 
     def watch(self, task_id: str, callback: Callable[[str], None]) -> None:
         """Call back with the id, from any thread, as soon as its result is there (now, if it is)."""
+        ...
 
     def unwatch(self, task_id: str, callback: Callable[[str], None]) -> None:
         """Do not."""
+        ...
 
     def outcome(self, task_id: str, *, take: bool) -> Outcome:
         """The present meta in whatever state, or None; ``take``: it is being handed over, and need not be kept long."""
+        ...
 
     def forgotten(self, task_id: str) -> bool:
         """Whether the result was here and is no longer."""
+        ...
 
     def trouble(self) -> str | None:
         """Why results cannot arrive just now, or None."""
+        ...
 
 
 def is_ready(meta: Any) -> bool:

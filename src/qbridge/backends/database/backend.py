@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, cast
 
 import sqlalchemy as sa
@@ -149,7 +149,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
 
     # -- bounds
 
-    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+    def exception_safe_to_retry(self, exc: BaseException) -> Any:
         """Lost connections, locks and deadlocks pass; a wrong statement does not."""
         return isinstance(exc, (OperationalError, InterfaceError, InternalError))
 
@@ -316,7 +316,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
         try:
             return self.decode(None if payload is None else ensure_bytes(payload))
         except Exception as exc:
-            if bytes(payload[:1]) != b"\x80":
+            if not ensure_bytes(payload).startswith(b"\x80"):
                 raise
             raise PayloadError(
                 "A stored result is a pickle, as Celery before 5.7 wrote them. It is not loaded: it could run code",
@@ -395,7 +395,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
     def _cleanup(self) -> None:
         if not self.expires:
             return
-        before = _utc_now() - self.expires
+        before = _utc_now() - cast("timedelta", self.expires)
         for table in (self.tables.task, self.tables.group):
             # In portions, so that no statement is long and no lock is large.
             while True:

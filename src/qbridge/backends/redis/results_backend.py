@@ -69,11 +69,11 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
         self.thread_safe = True
 
     @cached_property
-    def retry_policy(self) -> dict[str, Any]:
+    def retry_policy(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # kombu's cached_property
         """Celery's, with an end: against a frozen server each attempt takes ``redis_socket_timeout``."""
         return {**Backend.retry_policy, "timeout": 30.0, **(self._transport_options.get("retry_policy") or {})}
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Do nothing: who waits subscribes then, and looks at the key.
 
         Celery subscribes at each send, which costs a command per send and one more for every result nobody waits for.
@@ -109,5 +109,5 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
                 client.connection_pool.disconnect()
 
 
-class SentinelBackend(RedisBackend, CelerySentinelBackend):
+class SentinelBackend(RedisBackend, CelerySentinelBackend):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The same with Sentinels that know where the master is."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from kombu.utils import encoding
 
 from qbridge.backends.watching import Alarm, Outcome, is_ready
 
 __all__ = ["RedisWatcher"]
+
+_bytes = cast("Callable[[Any], bytes]", encoding.ensure_bytes)  # kombu leaves it without types
 
 _BATCH = 500
 _FIRST_CHECK, _NEXT_CHECKS = 1.0, 2.0
@@ -187,11 +189,6 @@ class RedisWatcher:
     def close(self) -> None:
         self._ids.clear()
         self.reset()
-
-
-def _bytes(channel: Any) -> bytes:
-    key: bytes = encoding.ensure_bytes(channel)  # type: ignore[no-untyped-call]
-    return key
 
 
 def _batches(keys: Iterable[bytes]) -> Iterable[list[bytes]]:

@@ -76,7 +76,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
         return cast("_Replies", replies)
 
     @property
-    def oid(self) -> str:
+    def oid(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The address of replies: Celery's own caches it across forks."""
         return str(self.app.thread_oid)
 
@@ -92,17 +92,18 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
             address, self.exchange, address, durable=True, auto_delete=False, expires=self.expires or 86400
         )
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Get ready for the reply, before the task is sent.
 
         Raises:
             kombu.exceptions.OperationalError: if the reply queue cannot be declared.
         """
         if task_join_will_block() and get_current_worker_task() is not None:
-            return  # inside a task, where results are not waited for
+            return None  # inside a task, where results are not waited for
         replies = self._replies
         replies.receiver.receive_for(self.oid)
         replies.inbox.expect(task_id)
+        return None
 
     def expect(self, task_id: str) -> None:
         """A task that another process will send answers to this one, such as the last of a chain."""
@@ -181,7 +182,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
 
     # -- Celery's own API
 
-    def get_task_meta(self, task_id: str, cache: bool = True) -> dict[str, Any]:
+    def get_task_meta(self, task_id: str, *_: Any, **__: Any) -> dict[str, Any]:
         """The present meta; PENDING if nothing has come."""
         self._ensure_not_eager()
         reply = self._replies.inbox.find(task_id)
@@ -241,7 +242,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
             pass
         return result.maybe_throw(callback=callback, propagate=propagate)
 
-    def iter_native(self, result: Any, no_ack: bool = True, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+    def iter_native(self, result: Any, no_ack: bool = True, **kwargs: Any) -> Any:
         """Yield ``(id, meta)`` of a group's members as they become ready."""
         self._ensure_not_eager()
         single = []
