@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kombu import Queue
+from kombu.entity import Queue
 
 from qbridge.celery_settings import kombu_queue
 from qbridge.config import BridgeConfig, QueueConfig, did_you_mean

@@ -181,3 +181,9 @@ def test_errors_say_what_and_what_to_do(kind: type[exceptions.QBridgeError]) -> 
     """The text is what happened and what to do next, for those errors too that are OSErrors."""
     assert "the broker is away. Start it." == str(kind("the broker is away", "Start it."))
     assert "the broker is away" == str(kind("the broker is away"))
+
+
+def test_every_public_name_has_a_home_and_every_home_is_public() -> None:
+    """The two lists of the front door are one."""
+    assert {*qbridge._HOMES, "__version__"} == set(qbridge.__all__)
+    assert all(getattr(qbridge, name) is not None for name in qbridge.__all__)

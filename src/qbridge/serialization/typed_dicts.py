@@ -57,6 +57,6 @@ class _Replacing:
                 inner = typing.get_args(inner)[0]
             mark = typing_extensions.Required if name in found.__required_keys__ else typing_extensions.NotRequired
             fields[name] = mark[self.of(inner)]
-        made: Any = typing_extensions.TypedDict(found.__name__, fields)  # type: ignore[misc]  # made at run time
+        made: Any = typing_extensions.TypedDict(found.__name__, fields)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]  # made at run time
         made.__module__, made.__qualname__, made.__doc__ = found.__module__, found.__qualname__, found.__doc__
         return made

@@ -2,8 +2,8 @@
 
 kombu keeps one list per priority step and reads them lowest number first, so nothing can come before the list that
 carries a queue's own name (step 0) and with it all unmarked messages. Read in the order 9, 0, 3, 6, step 9 is *high*,
-step 0 *normal*, step 3 *low*: unmarked messages stay in the plain list, where ``LLEN`` and autoscalers look for them, and a
-plain Celery worker still consumes every list.
+step 0 *normal*, step 3 *low*: unmarked messages stay in the plain list, where ``LLEN`` and autoscalers look for them,
+and a plain Celery worker still consumes every list.
 """
 
 from __future__ import annotations
