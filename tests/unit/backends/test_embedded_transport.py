@@ -18,6 +18,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from kombu.pidbox import Mailbox
 
 from qbridge.backends.embedded import EmbeddedBroker, register
+from qbridge.backends.embedded.presence import _own
 
 assert register.SCHEME
 
@@ -288,6 +289,52 @@ def test_a_deleted_file_is_survived_by_senders_that_retry(connect: Connect, path
     assert [2] == bodies(receive(connect()))
 
 
+def test_a_full_disk_is_an_operational_error_and_nothing_is_half_sent(connect: Connect) -> None:
+    """With what to do; what was sent before can still be received and acknowledged."""
+    connection = connect()
+    publish(connection, 1)
+    database = connection.transport.store.database
+    ((pages,),) = database.read("PRAGMA page_count")
+    database.read(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(OperationalError, match="free some space"):
+        publish(connection, "x" * 100_000)
+    database.close()  # the limit is the connection's: the disk has space again
+    assert [1] == bodies(receive(connection))
+
+
+def test_a_consumer_whose_file_is_deleted_lets_go_of_everything(connect: Connect, path: Path) -> None:
+    """The error says so, and closing then leaves neither a reader in the loop nor a descriptor."""
+    before = len(os.listdir("/dev/fd"))
+    connection, hub = connect(), Hub()
+    connection.connect()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    Consumer(connection.channel(), [WORK], on_message=lambda message: None).consume()
+    for file in path.parent.glob("bridge.db*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(connection.recoverable_connection_errors):
+        connection.transport.sweep()
+    connection.collect()
+    assert hub.readers == {}
+    assert hub.timer.queue == [] or all(entry.entry.canceled for entry in hub.timer.queue)
+    hub.close()
+    assert len(os.listdir("/dev/fd")) <= before
+
+
+def test_senders_clean_up_behind_dead_listeners(connect: Connect) -> None:
+    """Broadcasts without any living consumer must not grow the file for ever."""
+    listener, sender = connect(), connect()
+    events = Exchange("events", type="topic", delivery_mode="transient")
+    queue = Queue("listener", events, routing_key="#", exclusive=True)
+    queue(listener.channel()).declare()
+    for file in listener.transport.store.folder.iterdir():
+        file.unlink()
+    _own.discard(listener.transport.party())  # as if it had been another process, killed
+    sender.Producer().publish("x", exchange=events, routing_key="a", declare=[events])
+    assert not sender.transport.store.queue_exists("listener")
+    assert sender.transport.store.database.read("SELECT count(*) FROM message") == [(0,)]
+
+
 def test_acknowledging_while_the_file_is_locked_is_done_later(connect: Connect, path: Path) -> None:
     """A finished task must not run again because somebody held the file for two seconds."""
     connection = connect()
@@ -323,9 +370,10 @@ def test_remote_control_works_and_leaves_nothing_behind(connect: Connect) -> Non
     node.handler(lambda state: "pong")
     node.handlers["ping"] = node.handlers.pop("<lambda>")
     node.listen()
-    mailbox(asking)._publish("ping", {}, reply_ticket=(ticket := "t"), channel=asking.channel())
+    questions = mailbox(asking)  # one object: its address is the name of the reply queue
+    questions._publish("ping", {}, reply_ticket="t", channel=asking.channel())
     serving.drain_events(timeout=2)
-    assert [{"node@here": "pong"}] == mailbox(asking)._collect(ticket, limit=1, timeout=2, channel=asking.channel())
+    assert [{"node@here": "pong"}] == questions._collect("t", limit=1, timeout=2, channel=asking.channel())
     serving.release()
     rows = asking.transport.store.database.read("SELECT name FROM queue")
     assert rows == []

@@ -13,16 +13,17 @@ from amqp.exceptions import NotFound, PreconditionFailed, RecoverableConnectionE
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
-from kombu.utils import json as kombu_json
 
+from qbridge.backends.embedded import envelope
 from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
+from qbridge.backends.embedded.qos import QoS
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES
 from qbridge.backends.embedded.store import Claim, Outgoing, Store
 
 if TYPE_CHECKING:
     from qbridge.backends.embedded.transport import Transport
 
-__all__ = ["Channel", "PublishBatch", "QoS"]
+__all__ = ["Channel", "PublishBatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,64 +45,6 @@ class Subscription:
     callback: Callback
     pending: bool = True
     """The queue may hold something that this consumer has not looked at."""
-
-
-class QoS(virtual.QoS):
-    """The messages that this channel has claimed and not settled, against its prefetch count."""
-
-    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
-        # Not the base's: its dictionaries, and its restoring at exit, are for transports that lose what they hand out.
-        self.channel = channel
-        self.prefetch_count = prefetch_count or 0
-        self._claims: dict[str, tuple[int, int]] = {}
-        self._messages: dict[str, Any] = {}
-
-    def can_consume(self) -> bool:
-        return not self.prefetch_count or len(self._claims) < self.prefetch_count
-
-    def can_consume_max_estimate(self) -> int | None:
-        return max(self.prefetch_count - len(self._claims), 0) if self.prefetch_count else None
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        id_, deliveries = delivery_tag.split(".")
-        self._messages[delivery_tag] = message
-        self._claims[delivery_tag] = int(id_), int(deliveries)
-
-    def get(self, delivery_tag: str) -> Any:
-        return self._messages[delivery_tag]
-
-    def ack(self, delivery_tag: str) -> None:
-        self._settle([delivery_tag], requeue=False)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        self._settle([delivery_tag], requeue=requeue)
-
-    def ack_up_to(self, delivery_tag: str) -> None:
-        tags = list(self._claims)
-        if delivery_tag in self._claims:
-            self._settle(tags[: tags.index(delivery_tag) + 1], requeue=False)
-
-    def restore_unacked(self) -> list[Any]:
-        self._settle(list(self._claims), requeue=True)
-        return []
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        self.restore_unacked()
-
-    def forget(self) -> None:
-        """Drop the list without settling anything: in a forked child, where the claims are the parent's."""
-        self._claims.clear()
-        self._messages.clear()
-
-    def _settle(self, tags: list[str], *, requeue: bool) -> None:
-        claims = []
-        for tag in tags:
-            self._messages.pop(tag, None)
-            claim = self._claims.pop(tag, None)
-            if claim is not None:  # None: from a consumer that does not acknowledge, or settled already
-                claims.append(claim)
-        if claims:
-            self.channel.connection.settle(claims, requeue=requeue)
 
 
 class Channel(virtual.Channel):
@@ -243,25 +186,8 @@ class Channel(virtual.Channel):
 
     def outgoing(self, message: Message, exchange: str, routing_key: str) -> Outgoing:
         """The row that a prepared message becomes."""
-        properties = message["properties"]
         priority = self._get_message_priority(message)  # type: ignore[no-untyped-call]  # kombu's
-        properties["delivery_info"] = {
-            **properties.get("delivery_info", {}),
-            "exchange": exchange or "",
-            "routing_key": routing_key,
-            "priority": priority,
-        }
-        envelope = {key: value for key, value in message.items() if key != "body"}
-        expiration = properties.get("expiration")
-        return Outgoing(
-            exchange or "",
-            routing_key or "",
-            kombu_json.dumps(envelope),  # type: ignore[no-untyped-call]  # kombu's
-            message["body"],
-            priority,
-            durable=properties.get("delivery_mode", 2) == 2,
-            ttl=None if expiration is None else float(expiration) / 1000,
-        )
+        return envelope.seal(message, exchange or "", routing_key or "", priority)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """What ``kombu.Producer.batch`` collects its messages in."""
@@ -346,21 +272,7 @@ class Channel(virtual.Channel):
         return subscription.pending and (subscription.no_ack or self.qos.can_consume())
 
     def _received(self, claim: Claim, no_ack: bool) -> Any:
-        try:
-            payload = kombu_json.loads(claim.envelope)  # type: ignore[no-untyped-call]  # kombu's
-            properties = payload["properties"]
-            info = properties["delivery_info"]
-        except (ValueError, TypeError, KeyError):  # not written by us: hand it out as what nobody can decode
-            info = {"exchange": "", "routing_key": ""}
-            properties = {"delivery_info": info}
-            payload = {"content-type": "application/x-unreadable", "content-encoding": "binary", "headers": {}}
-            payload["properties"] = properties
-        properties["delivery_tag"] = f"{claim.id}.{claim.deliveries}"
-        info.update(redelivered=claim.deliveries > 1, loss_count=claim.losses)
-        if claim.deliveries > 1:
-            info["delivery_count"] = claim.deliveries - 1
-            payload["headers"] = {**(payload.get("headers") or {}), "x-delivery-count": claim.deliveries - 1}
-        payload["body"] = claim.body
+        payload = envelope.open_up(claim)
         message = self.Message(payload, channel=self)  # type: ignore[no-untyped-call]  # kombu's
         if not no_ack:
             self.qos.append(message, message.delivery_tag)

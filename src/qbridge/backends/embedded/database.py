@@ -16,6 +16,7 @@ One ``Database`` is one SQLite connection behind one lock, usable from any threa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -23,7 +24,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Database:
         self._synced = False
         _registry.add(self)
 
-    @contextmanager
+    @contextlib.contextmanager
     def write(self, timeout: float | None = None, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
         """One write transaction: all or nothing, whatever is raised in it, and wherever (a time limit's signal too).
 
@@ -257,7 +257,8 @@ class _Registry:
         self._held = list(self._databases)
         for database in self._held:
             database.lock.acquire()
-            database.close()
+            with contextlib.suppress(sqlite3.Error):  # the fork comes anyway
+                database.close()
 
     def after_fork_in_parent(self) -> None:
         held, self._held = self._held, []

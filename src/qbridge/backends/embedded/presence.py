@@ -20,11 +20,11 @@ import os
 import select
 import time
 import uuid
-import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qbridge.backends.embedded.errors import FileUnavailable
+from qbridge.backends.forking import begin_anew_after_fork
 
 __all__ = ["Presence", "dead", "folder_of", "remove_litter", "wake"]
 
@@ -53,6 +53,7 @@ class Presence:
         self.id = f"{self._pid}-{uuid.uuid4().hex[:16]}"
         self._files = [folder / f"{self.id}.lock", folder / f"{self.id}.wake"]
         self._descriptors: list[int] = []
+        begin_anew_after_fork(self)
         lock, pipe = self._files
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -66,7 +67,6 @@ class Presence:
         except OSError as error:
             self.close()
             raise FileUnavailable(f"The embedded broker cannot register a consumer in {folder}: {error}") from error
-        _presences.add(self)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when the party is woken: for event loops."""
@@ -102,8 +102,13 @@ class Presence:
         self.abandon()
         _own.discard(self.id)
 
+    def after_fork(self) -> None:
+        """In a forked child the party is another process's: the child may probe it, and never speaks for it."""
+        _own.discard(self.id)
+        self.abandon()
+
     def abandon(self) -> None:
-        """Let go of the descriptors only: in a forked child, where the party is the parent's."""
+        """Let go of the descriptors, and with them of the lock, but leave the files."""
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
@@ -162,15 +167,3 @@ def remove_litter(folder: Path, known: set[str]) -> None:
                 with dead(folder, party) as is_dead:
                     if is_dead:
                         file.unlink(missing_ok=True)
-
-
-_presences: weakref.WeakSet[Presence] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    _own.clear()
-    for presence in list(_presences):
-        presence.abandon()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

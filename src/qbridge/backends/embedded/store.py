@@ -18,6 +18,7 @@ from qbridge.backends.embedded import presence
 from qbridge.backends.embedded.database import Database
 from qbridge.backends.embedded.errors import FileReplaced
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
+from qbridge.backends.embedded.topology import Topology, drop_queue
 
 __all__ = ["Claim", "Outgoing", "Store"]
 
@@ -47,7 +48,7 @@ class Claim:
     body: str | bytes | None
 
 
-class Store:
+class Store(Topology):
     """The broker's state in its file.
 
     Args:
@@ -58,103 +59,6 @@ class Store:
     def __init__(self, path: Path, timeout: float) -> None:
         self.database = Database(path, timeout)
         self.folder = presence.folder_of(path)
-
-    # Topology
-
-    def declare_exchange(self, name: str, kind: str) -> str:
-        """Make the exchange unless it exists; return the type that it has."""
-        found = self.exchange_type(name)
-        if found is None:
-            with self.database.write() as sql:
-                sql.execute("INSERT OR IGNORE INTO exchange VALUES (?, ?)", (name, kind))
-            found = self.exchange_type(name)
-        return found or kind
-
-    def exchange_type(self, name: str) -> str | None:
-        """Type of the exchange, or None if there is none of that name."""
-        rows = self.database.read("SELECT type FROM exchange WHERE name = ?", (name,))
-        return rows[0][0] if rows else None
-
-    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
-        """Delete the exchange and its bindings; not if it has bindings and ``if_unused``."""
-        with self.database.write() as sql:
-            if if_unused and sql.execute("SELECT 1 FROM binding WHERE exchange = ? LIMIT 1", (name,)).fetchone():
-                return
-            sql.execute("DELETE FROM binding WHERE exchange = ?", (name,))
-            sql.execute("DELETE FROM exchange WHERE name = ?", (name,))
-
-    def declare_queue(
-        self,
-        name: str,
-        *,
-        durable: bool = True,
-        auto_delete: bool = False,
-        party: str | None = None,
-        message_ttl: float | None = None,
-        expires: float | None = None,
-    ) -> None:
-        """Make the queue unless it exists; the last declaration says how it lives and ends."""
-        row = (name, durable, auto_delete, party, message_ttl, expires)
-        known = self.database.read(
-            "SELECT 1 FROM queue WHERE (name, durable, auto_delete) = (?, ?, ?)"
-            " AND party IS ? AND message_ttl IS ? AND expires IS ?",
-            row,
-        )
-        if known and expires is None:
-            return  # nothing to write: hundreds of connections declare the same queues
-        with self.database.write() as sql:
-            sql.execute("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, time.time()))
-
-    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
-        """Route what ``exchange`` gets under ``routing_key`` to ``queue`` too."""
-        binding = (exchange, routing_key, queue)
-        if not self.database.read("SELECT 1 FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", binding):
-            with self.database.write() as sql:
-                sql.execute("INSERT OR IGNORE INTO binding VALUES (?, ?, ?)", binding)
-
-    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
-        """Undo ``bind``."""
-        with self.database.write() as sql:
-            sql.execute(
-                "DELETE FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", (exchange, routing_key, queue)
-            )
-
-    def bindings(self) -> list[tuple[str, str, str]]:
-        """All bindings: queue, exchange, routing key."""
-        return self.database.read("SELECT queue, exchange, routing_key FROM binding")
-
-    def queue_exists(self, name: str) -> bool:
-        """True if the queue was declared, or something was sent to it by name."""
-        return bool(self.database.read("SELECT 1 FROM queue WHERE name = ?", (name,)))
-
-    def size(self, queue: str) -> int:
-        """Messages ready in the queue."""
-        count: int = self.database.read(
-            "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)",
-            (queue, time.time()),
-        )[0][0]
-        return count
-
-    def consumers(self, queue: str) -> int:
-        """Consumers of the queue."""
-        count: int = self.database.read("SELECT count(*) FROM consumer WHERE queue = ?", (queue,))[0][0]
-        return count
-
-    def purge(self, queue: str) -> int:
-        """Delete the ready messages of the queue; return how many there were."""
-        with self.database.write() as sql:
-            return sql.execute("DELETE FROM message WHERE queue = ? AND party IS NULL", (queue,)).rowcount
-
-    def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-        """Delete the queue with its bindings and messages; return how many were ready."""
-        with self.database.write() as sql:
-            ready: int = sql.execute(
-                "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL", (queue,)
-            ).fetchone()[0]
-            used = sql.execute("SELECT 1 FROM consumer WHERE queue = ? LIMIT 1", (queue,)).fetchone()
-            if not (if_empty and ready) and not (if_unused and used):
-                _drop_queue(sql, queue)
-            return ready
 
     # Messages
 
@@ -304,7 +208,7 @@ class Store:
         if self.database.read(f"{_EXPIRED} LIMIT 1", (now,)):
             with self.database.write(timeout) as sql:
                 for (queue,) in sql.execute(_EXPIRED, (now,)).fetchall():
-                    _drop_queue(sql, queue)
+                    drop_queue(sql, queue)
 
     def _known_parties(self) -> list[str]:
         return [row[0] for row in self.database.read("SELECT id FROM party")]
@@ -356,7 +260,7 @@ def _remove_party(sql: sqlite3.Connection, party: str, *, lost: bool) -> set[str
     consumed = sql.execute("DELETE FROM consumer WHERE party = ? RETURNING queue", (party,)).fetchall()
     _after_consumers_left(sql, [row[0] for row in consumed])
     for (queue,) in sql.execute("SELECT name FROM queue WHERE party = ?", (party,)).fetchall():
-        _drop_queue(sql, queue)
+        drop_queue(sql, queue)
     sql.execute("DELETE FROM party WHERE id = ?", (party,))
     return _parties(sql, {row[0] for row in returned})
 
@@ -369,11 +273,4 @@ def _after_consumers_left(sql: sqlite3.Connection, queues: Iterable[str]) -> Non
             " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)",
             (queue,),
         ).fetchone():
-            _drop_queue(sql, queue)
-
-
-def _drop_queue(sql: sqlite3.Connection, queue: str) -> None:
-    sql.execute("DELETE FROM message WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM binding WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM consumer WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM queue WHERE name = ?", (queue,))
+            drop_queue(sql, queue)

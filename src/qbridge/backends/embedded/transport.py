@@ -42,6 +42,7 @@ from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 from qbridge.backends.embedded.presence import Presence
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES, ExchangeMissing
 from qbridge.backends.embedded.store import Outgoing, Store
+from qbridge.backends.forking import begin_anew_after_fork
 
 __all__ = ["Transport"]
 
@@ -84,7 +85,7 @@ class Transport(virtual.Transport):
         self._sweep_timer: Any = None
         self._next_sweep = 0.0
         self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
-        _transports.add(self)
+        begin_anew_after_fork(self)
 
     def driver_version(self) -> str:
         return sqlite3.sqlite_version
@@ -105,17 +106,23 @@ class Transport(virtual.Transport):
         return super().establish_connection()  # type: ignore[no-untyped-call]  # kombu's
 
     def close_connection(self, connection: Any) -> None:
-        super().close_connection(connection)  # type: ignore[no-untyped-call]  # kombu's
-        self._detach()
-        presence, self._presence = self._presence, None
-        if presence is not None:
-            try:
-                self._settle_put_off()
-                self.store.leave(presence.id)
-            except FileUnavailable as error:  # others will find the lock free, and take over from there
-                logger.warning("Cannot leave the embedded broker in good order: %s", error)
+        try:
+            super().close_connection(connection)  # type: ignore[no-untyped-call]  # kombu's
+        finally:
+            self._detach()
+            presence, self._presence = self._presence, None
+            if presence is not None:
+                self._leave(presence)
+            self.store.database.close()
+
+    def _leave(self, presence: Presence) -> None:
+        try:
+            self._settle_put_off(presence)
+            self.store.leave(presence.id)
+        except FileUnavailable as error:  # others will find the lock free, and take over from there
+            logger.warning("Cannot leave the embedded broker in good order: %s", error)
+        finally:
             presence.close()
-        self.store.database.close()
 
     # Sending
 
@@ -123,7 +130,7 @@ class Transport(virtual.Transport):
         """Store messages in one transaction; what ``Channel.publish_many`` says."""
         persistent = any(message.durable for message in messages)
         if not persistent:
-            if time.monotonic() >= self._next_sweep:
+            if self._presence is None and time.monotonic() >= self._next_sweep:
                 self._sweep_as_sender()
             if not mandatory and not any(
                 not message.exchange or self.store.has_route(message.exchange, message.routing_key)
@@ -193,8 +200,10 @@ class Transport(virtual.Transport):
 
     def settle(self, claims: list[tuple[int, int]], *, requeue: bool) -> None:
         """Acknowledge messages, or give them back; on a file that stays busy this is done later, not forgotten."""
+        if self._presence is None:
+            return
         try:
-            self._settle(claims, requeue)
+            self._settle(self._presence, claims, requeue)
         except FileReplaced:
             raise
         except FileUnavailable as error:
@@ -206,7 +215,8 @@ class Transport(virtual.Transport):
         """Settle what was put off, take over from the dead, end what has expired, and look at all queues again."""
         self._next_sweep = time.monotonic() + self.sweep_interval
         try:
-            self._settle_put_off()
+            if self._presence is not None:
+                self._settle_put_off(self._presence)
             self.store.sweep(None if self._presence is None else self._presence.id, timeout=SETTLE_PATIENCE)
         except FileReplaced:
             raise
@@ -215,17 +225,15 @@ class Transport(virtual.Transport):
         for channel in tuple(self.channels):
             channel.look_again()
 
-    def _settle(self, claims: list[tuple[int, int]], requeue: bool) -> None:
-        if self._presence is None:
-            return
+    def _settle(self, presence: Presence, claims: list[tuple[int, int]], requeue: bool) -> None:
         step = self.store.give_back if requeue else self.store.acknowledge
-        missing = len(claims) - step(self._presence.id, claims, timeout=SETTLE_PATIENCE)
+        missing = len(claims) - step(presence.id, claims, timeout=SETTLE_PATIENCE)
         if missing:
             logger.warning("%d message(s) were no longer this consumer's when it settled them", missing)
 
-    def _settle_put_off(self) -> None:
+    def _settle_put_off(self, presence: Presence) -> None:
         while self._put_off:
-            self._settle(*self._put_off[0])
+            self._settle(presence, *self._put_off[0])
             del self._put_off[0]
 
     def _deliver_next(self) -> bool:
@@ -273,20 +281,9 @@ class Transport(virtual.Transport):
         self.sweep()
         self.nudge()
 
-    def _forget(self) -> None:
+    def after_fork(self) -> None:
+        """In a forked child: consumers and claims are the parent's; the child starts with none."""
         self._presence = self._loop = self._sweep_timer = None
         self._put_off.clear()
         for channel in tuple(self.channels):
             channel.forget()
-
-
-# Consumers and claims stay with the process that has them; a forked child starts with none.
-_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for transport in list(_transports):
-        transport._forget()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

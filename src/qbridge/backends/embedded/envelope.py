@@ -1,0 +1,72 @@
+"""How does a kombu message become a row of the file, and a row a message again?
+
+The body is kept as it is, text or bytes. All else goes into one JSON text, written and read by kombu's own JSON, which
+carries dates, bytes and UUIDs in headers as on kombu's other transports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.utils import json as kombu_json
+
+from qbridge.backends.embedded.store import Claim, Outgoing
+
+__all__ = ["open_up", "seal"]
+
+# kombu's messages are plain dictionaries: Any at this border.
+Message = dict[str, Any]
+
+
+def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Outgoing:
+    """The row that a message becomes.
+
+    Args:
+        message: as made by kombu's ``prepare_message``.
+        exchange: empty for the default one.
+        routing_key: with the default exchange, the name of the queue.
+        priority: 0 to 9.
+    """
+    properties = message["properties"]
+    properties["delivery_info"] = {
+        **properties.get("delivery_info", {}),
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "priority": priority,
+    }
+    expiration = properties.get("expiration")
+    return Outgoing(
+        exchange,
+        routing_key,
+        kombu_json.dumps({key: value for key, value in message.items() if key != "body"}),  # type: ignore[no-untyped-call]
+        message["body"],
+        priority,
+        durable=properties.get("delivery_mode", 2) == 2,
+        ttl=None if expiration is None else float(expiration) / 1000,
+    )
+
+
+def open_up(claim: Claim) -> Message:
+    """The message that a claimed row holds, with what is known of its deliveries.
+
+    A row that was not written by us is handed out as what nobody can decode: it then goes the way of all bad messages,
+    and does not stop the worker.
+    """
+    try:
+        message: Message = kombu_json.loads(claim.envelope)  # type: ignore[no-untyped-call]  # kombu's
+        info = message["properties"]["delivery_info"]
+    except (ValueError, TypeError, KeyError):
+        info = {"exchange": "", "routing_key": ""}
+        message = {
+            "content-type": "application/x-unreadable",
+            "content-encoding": "binary",
+            "headers": {},
+            "properties": {"delivery_info": info},
+        }
+    message["properties"]["delivery_tag"] = f"{claim.id}.{claim.deliveries}"
+    info.update(redelivered=claim.deliveries > 1, loss_count=claim.losses)
+    if claim.deliveries > 1:
+        info["delivery_count"] = claim.deliveries - 1
+        message["headers"] = {**(message.get("headers") or {}), "x-delivery-count": claim.deliveries - 1}
+    message["body"] = claim.body
+    return message

@@ -1,0 +1,119 @@
+"""Which exchanges, queues and bindings are there? They live in the file, so all processes see the same ones."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from qbridge.backends.embedded.database import Database
+
+__all__ = ["Topology", "drop_queue"]
+
+
+class Topology:
+    """The part of the store that declares and deletes."""
+
+    database: Database
+
+    def declare_exchange(self, name: str, kind: str) -> str:
+        """Make the exchange unless it exists; return the type that it has."""
+        found = self.exchange_type(name)
+        if found is None:
+            with self.database.write() as sql:
+                sql.execute("INSERT OR IGNORE INTO exchange VALUES (?, ?)", (name, kind))
+            found = self.exchange_type(name)
+        return found or kind
+
+    def exchange_type(self, name: str) -> str | None:
+        """Type of the exchange, or None if there is none of that name."""
+        rows = self.database.read("SELECT type FROM exchange WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        """Delete the exchange and its bindings; not if it has bindings and ``if_unused``."""
+        with self.database.write() as sql:
+            if if_unused and sql.execute("SELECT 1 FROM binding WHERE exchange = ? LIMIT 1", (name,)).fetchone():
+                return
+            sql.execute("DELETE FROM binding WHERE exchange = ?", (name,))
+            sql.execute("DELETE FROM exchange WHERE name = ?", (name,))
+
+    def declare_queue(
+        self,
+        name: str,
+        *,
+        durable: bool = True,
+        auto_delete: bool = False,
+        party: str | None = None,
+        message_ttl: float | None = None,
+        expires: float | None = None,
+    ) -> None:
+        """Make the queue unless it exists; the last declaration says how it lives and ends."""
+        row = (name, durable, auto_delete, party, message_ttl, expires)
+        known = self.database.read(
+            "SELECT 1 FROM queue WHERE (name, durable, auto_delete) = (?, ?, ?)"
+            " AND party IS ? AND message_ttl IS ? AND expires IS ?",
+            row,
+        )
+        if known and expires is None:
+            return  # nothing to write: hundreds of connections declare the same queues
+        with self.database.write() as sql:
+            sql.execute("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, time.time()))
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Route what ``exchange`` gets under ``routing_key`` to ``queue`` too."""
+        binding = (exchange, routing_key, queue)
+        if not self.database.read("SELECT 1 FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", binding):
+            with self.database.write() as sql:
+                sql.execute("INSERT OR IGNORE INTO binding VALUES (?, ?, ?)", binding)
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Undo ``bind``."""
+        with self.database.write() as sql:
+            sql.execute(
+                "DELETE FROM binding WHERE (exchange, routing_key, queue) = (?, ?, ?)", (exchange, routing_key, queue)
+            )
+
+    def bindings(self) -> list[tuple[str, str, str]]:
+        """All bindings: queue, exchange, routing key."""
+        return self.database.read("SELECT queue, exchange, routing_key FROM binding")
+
+    def queue_exists(self, name: str) -> bool:
+        """True if the queue was declared, or something was sent to it by name."""
+        return bool(self.database.read("SELECT 1 FROM queue WHERE name = ?", (name,)))
+
+    def size(self, queue: str) -> int:
+        """Messages ready in the queue."""
+        count: int = self.database.read(
+            "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)",
+            (queue, time.time()),
+        )[0][0]
+        return count
+
+    def consumers(self, queue: str) -> int:
+        """Consumers of the queue."""
+        count: int = self.database.read("SELECT count(*) FROM consumer WHERE queue = ?", (queue,))[0][0]
+        return count
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages of the queue; return how many there were."""
+        with self.database.write() as sql:
+            return sql.execute("DELETE FROM message WHERE queue = ? AND party IS NULL", (queue,)).rowcount
+
+    def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
+        """Delete the queue with its bindings and messages; return how many were ready."""
+        with self.database.write() as sql:
+            ready: int = sql.execute(
+                "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL", (queue,)
+            ).fetchone()[0]
+            used = sql.execute("SELECT 1 FROM consumer WHERE queue = ? LIMIT 1", (queue,)).fetchone()
+            if not (if_empty and ready) and not (if_unused and used):
+                drop_queue(sql, queue)
+            return ready
+
+
+def drop_queue(sql: sqlite3.Connection, queue: str) -> None:
+    """Delete a queue and all that belongs to it, within a transaction."""
+    sql.execute("DELETE FROM message WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM binding WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM consumer WHERE queue = ?", (queue,))
+    sql.execute("DELETE FROM queue WHERE name = ?", (queue,))
