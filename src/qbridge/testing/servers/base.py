@@ -102,9 +102,6 @@ class Server(ABC):
         """Where the temporary folder is made; None: the system's temporary folder."""
         return None
 
-    def _after_first_start(self) -> None:  # noqa: B027 - most servers need nothing
-        """Do what a running server needs before its first use; called after the first start only."""
-
     # What users do.
 
     @property
@@ -169,7 +166,6 @@ class Server(ABC):
             remove_folder(self._folder)
             self._folder = None
             return self.start()
-        self._after_first_start()
         return self
 
     def _launch(self, folder: Path) -> None:

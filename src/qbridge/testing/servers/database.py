@@ -74,7 +74,7 @@ class DatabaseServer(Server):
 
 
 class PostgreSQLServer(DatabaseServer):
-    """A PostgreSQL server; user, password and database are ``qbridge``. Commits survive ``kill``."""
+    """A PostgreSQL server; user and password are ``qbridge``. Commits survive ``kill``."""
 
     name: ClassVar[str] = "postgresql"
     environment_variable: ClassVar[str] = "QBRIDGE_TEST_POSTGRESQL_URL"
@@ -83,7 +83,7 @@ class PostgreSQLServer(DatabaseServer):
 
     @property
     def _private_url(self) -> str:
-        return f"postgresql+psycopg://qbridge:{_PASSWORD}@127.0.0.1:{self.port}/qbridge"
+        return f"postgresql+psycopg://qbridge:{_PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def _user(self) -> str | None:
         # PostgreSQL refuses to run as root; its packages bring a user of its own.
@@ -124,22 +124,13 @@ class PostgreSQLServer(DatabaseServer):
         # A start-up packet by hand: "R" asks for the password (ready), "E" says that it is still starting.
         if not self.private:
             return _connects(self)
-        body = b"\x00\x03\x00\x00user\x00qbridge\x00database\x00qbridge\x00\x00"
+        body = b"\x00\x03\x00\x00user\x00qbridge\x00database\x00postgres\x00\x00"
         try:
             with socket.create_connection(("127.0.0.1", self.port), 2) as connection:
                 connection.sendall((len(body) + 4).to_bytes(4, "big") + body)
                 return connection.recv(1) == b"R"
         except OSError:
             return False
-
-    def _after_first_start(self) -> None:
-        from sqlalchemy import make_url
-
-        # initdb makes no database for the user, and the first connection must go to one that exists.
-        address = make_url(self.url)
-        PostgreSQLServer.at(address.set(database="postgres").render_as_string(hide_password=False)).execute(
-            "CREATE DATABASE qbridge"
-        )
 
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is still connected to it."""
