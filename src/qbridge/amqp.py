@@ -77,12 +77,26 @@ class BridgeConnection(Connection):
         transport = super().get_transport_cls()
         return _BOUNDED.get(f"{transport.__module__}:{transport.__name__}", transport)
 
-    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+    def _ensure_connection(
+        self, errback: Any = None, max_retries: int | None = None, interval_start: float = 2, interval_step: float = 2,
+        interval_max: float = 30, callback: Any = None, reraise_as_library_errors: bool = True,
+        timeout: float | None = None,
+    ) -> Any:  # fmt: skip
+        # kombu's own signature: it passes some of these by position and some by name
         left = remaining()
         if left is not None:
             # one round over all hosts; whether there is time for another is decided by the sender
-            kwargs.update(max_retries=max(0, len(self.alt) - 1), interval_start=0.1, timeout=left)
-        return super()._ensure_connection(*args, **kwargs)
+            max_retries, interval_start, timeout = max(0, len(self.alt) - 1), 0.1, left
+        return super()._ensure_connection(
+            errback,
+            max_retries,
+            interval_start,
+            interval_step,
+            interval_max,
+            callback,
+            reraise_as_library_errors,
+            timeout,
+        )
 
     def _establish_connection(self) -> Any:
         configured: Any = self.connect_timeout

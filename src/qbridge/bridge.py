@@ -322,7 +322,7 @@ class Bridge(Declares):
     def _result_reader(self) -> HubReader:
         with self._lock:
             if self._reader is None:
-                self._reader = HubReader(self.celery, self._config.results.timeout)
+                self._reader = HubReader(self.celery, self._config.results)
             return self._reader
 
     # -- workers, checks, the end

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from qbridge.backends.base import ResultBackend
 from qbridge.exceptions import ResultsUnavailable
 from qbridge.result_hub import ResultHub
 
@@ -18,13 +19,14 @@ class HubReader:
 
     Args:
         app: the bridge's app.
-        default_timeout: seconds that a ``get()`` without a timeout waits.
+        results: the result backend's configuration: how long to wait, how often to look.
     """
 
-    def __init__(self, app: Any, default_timeout: float) -> None:
+    def __init__(self, app: Any, results: ResultBackend) -> None:
         self._app = app
-        self.hub = ResultHub(app)
-        self.default_timeout = default_timeout
+        bounds = {name: getattr(results, name) for name in ("poll_min", "poll_max") if hasattr(results, name)}
+        self.hub = ResultHub(app, **bounds)
+        self.default_timeout = results.timeout
 
     def wait(self, task_id: str, timeout: float) -> Meta:
         """Return the outcome as soon as there is one."""
