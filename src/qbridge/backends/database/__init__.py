@@ -76,8 +76,8 @@ class DatabaseResults(ResultBackend, frozen=True):
     connect_timeout: Seconds = 5.0
     statement_timeout: Seconds | None = 10.0
     lock_timeout: Seconds | None = 5.0
-    poll_min: Seconds = 0.005
-    poll_max: Seconds = 0.25
+    poll_min: Seconds = 0.001
+    poll_max: Seconds = 0.025
 
     if TYPE_CHECKING:
 
@@ -97,8 +97,8 @@ class DatabaseResults(ResultBackend, frozen=True):
             connect_timeout: float | timedelta = 5.0,
             statement_timeout: float | timedelta | None = 10.0,
             lock_timeout: float | timedelta | None = 5.0,
-            poll_min: float | timedelta = 0.005,
-            poll_max: float | timedelta = 0.25,
+            poll_min: float | timedelta = 0.001,
+            poll_max: float | timedelta = 0.025,
         ) -> None: ...
 
     @field_validator("url")
