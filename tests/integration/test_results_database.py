@@ -1,5 +1,7 @@
 """Results in PostgreSQL, MariaDB and SQLite: beside plain Celery, under concurrency, in children, in bad times."""
 
+# long because: every promise is kept on three databases.
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,7 @@
 """The result hub without servers: SQLite, files, and backends that misbehave on purpose."""
 
+# long because: one sentence per promise of the hub.
+
 from __future__ import annotations
 
 import asyncio

@@ -5,6 +5,8 @@ speaks to the result backend; a server that hangs, hangs it and nobody else: eac
 The thread begins with the first ticket and ends when there has been none for a while.
 """
 
+# long because: tickets, the thread and the drivers share one lock and one set of waiters; apart they would be harder to follow.
+
 from __future__ import annotations
 
 import threading

@@ -1,5 +1,7 @@
 """The embedded transport as kombu's own classes use it, in one process."""
 
+# long because: one sentence per promise of kombu's transport interface.
+
 from __future__ import annotations
 
 import gc

@@ -1,5 +1,7 @@
 """How are results stored in a database and read from it: Celery's backend, with one statement per operation."""
 
+# long because: it is Celery's backend interface, method by method; tables and engine are modules of their own.
+
 from __future__ import annotations
 
 import time
