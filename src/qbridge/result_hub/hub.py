@@ -5,7 +5,7 @@ speaks to the result backend; a server that hangs, hangs it and nobody else: eac
 The thread begins with the first ticket and ends when there has been none for a while.
 """
 
-# long because: tickets, the thread and the drivers share one lock and one set of waiters; apart they would be harder to follow.
+# long because: tickets, thread and drivers share one lock and one set of waiters; apart they were harder to follow.
 
 from __future__ import annotations
 
