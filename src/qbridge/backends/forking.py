@@ -40,9 +40,10 @@ def _renew_locks() -> None:
         if name.partition(".")[0] not in {"celery", "kombu", "amqp", "qbridge"}:
             continue
         for kind in list(vars(module).values()):
-            if isinstance(kind, type) and kind.__module__ == name:
+            # by type(): isinstance would ask Celery's proxies what they stand for, and so make it
+            if issubclass(type(kind), type) and kind.__module__ == name:
                 for value in list(vars(kind).values()):
-                    if isinstance(value, cached_property) and hasattr(value, "lock"):
+                    if issubclass(type(value), cached_property) and hasattr(value, "lock"):
                         value.lock = threading.RLock()
 
 
