@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.concurrency import solo
+from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import MessageStateError
 
 from qbridge.worker.loops import green_loop
+from qbridge.worker.screening import fault_of
 
-__all__ = ["BridgeConsumer"]
+__all__ = ["MESSAGE_FAULTS", "BridgeConsumer"]
 
 logger = get_logger(__name__)
 
-# kombu's Redis transport counts KeyError among its connection errors; from a message handler it is the message's fault.
-_NOT_A_CONNECTION = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+MESSAGE_FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""Errors that are the message's fault; kombu's Redis transport counts KeyError among its connection errors."""
 
 
 class BridgeConsumer(Consumer):
@@ -70,11 +72,12 @@ class BridgeConsumer(Consumer):
         """Return Celery's message handler inside a guard."""
         handle = super().create_task_handler(*args, **kwargs)
         connection_errors = tuple(
-            error for error in self.connection_errors + self.channel_errors if not issubclass(error, _NOT_A_CONNECTION)
+            error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )
 
         def guarded(message: Any) -> Any:
             try:
+                self._screen(message)
                 return handle(message)
             except connection_errors:
                 raise
@@ -83,6 +86,13 @@ class BridgeConsumer(Consumer):
                 return None
 
         return guarded
+
+    def _screen(self, message: Any) -> None:
+        headers = message.headers
+        if isinstance(headers, Mapping) and "task" in headers:
+            fault = fault_of(headers)
+            if fault is not None:
+                raise InvalidTaskError(fault)
 
     def refuse(self, message: Any, error: Exception) -> None:
         """Take a message that cannot be handled off its queue, and say so; its content stays out of the log."""

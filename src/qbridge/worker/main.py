@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery.apps.worker import Worker
+from celery.concurrency import thread
 from celery.exceptions import SecurityWarning, WorkerShutdown
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
@@ -17,7 +18,8 @@ from celery.worker import WorkController, state
 
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
 from qbridge.worker.banner import banner
-from qbridge.worker.pools import SoloPool, ThreadPool
+from qbridge.worker.consumer import MESSAGE_FAULTS
+from qbridge.worker.pools import EndingThreadPool, SoloPool, ThreadPool
 
 __all__ = ["BridgeWorker", "in_process_worker", "refuse_unenforced_limits"]
 
@@ -65,8 +67,26 @@ def _limits_message(names: Iterable[str]) -> tuple[str, str]:
     )
 
 
-class BridgeWorker(Worker):
+class _KeepsItsSlots(WorkController):
+    """A request that the pool cannot take gives its slot back; in Celery it keeps it, and the worker stands still."""
+
+    def _process_task(self, req: Any) -> None:
+        try:
+            super()._process_task(req)
+        except MESSAGE_FAULTS as error:
+            self._quick_release()
+            state.task_ready(req)
+            # Not raised: where the slot was waited for, nobody above would catch it.
+            self.consumer.refuse(req.message, error)
+
+    def _quick_release(self) -> None:
+        """Replaced per instance where there are slots to count (Celery's ``Pool`` step)."""
+
+
+class BridgeWorker(_KeepsItsSlots, Worker):
     """Celery's worker program; refuses to start where it could not keep a promise."""
+
+    pool_cls: Any
 
     def on_before_init(self, quiet: bool = False, **kwargs: Any) -> None:
         """Begin as Celery does, without its warning about root where no message can be a pickle."""
@@ -83,6 +103,8 @@ class BridgeWorker(Worker):
             SystemExit: if the pool cannot enforce a task's time limit.
         """
         super().on_init_blueprint()
+        if self.pool_cls is thread.TaskPool:
+            self.pool_cls = EndingThreadPool
         try:
             refuse_unenforced_limits(self.app, self.pool_cls)
         except ConfigurationError as error:
@@ -93,7 +115,7 @@ class BridgeWorker(Worker):
         print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)
 
 
-class _InProcessController(WorkController):
+class _InProcessController(_KeepsItsSlots):
     """A worker without a program: no signals, no logging set-up, no process-wide app."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

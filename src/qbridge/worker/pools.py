@@ -1,14 +1,15 @@
-"""Pools for a worker inside an application's process: tasks run under its app, not the process's default one."""
+"""Pools in threads: each task comes to an end, and inside an application's process it runs under its own app."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery.app.trace import trace_task_ret
 from celery.concurrency import solo, thread
 
-__all__ = ["SoloPool", "ThreadPool"]
+__all__ = ["EndingThreadPool", "SoloPool", "ThreadPool"]
 
 
 def _under(app: Any, target: Any) -> Any:
@@ -32,8 +33,27 @@ class SoloPool(solo.TaskPool):
         self.__dict__["on_apply"] = on_apply
 
 
-class ThreadPool(thread.TaskPool):
-    """Celery's thread pool, bound to its app."""
+class EndingThreadPool(thread.TaskPool):
+    """Celery's thread pool; an error of the tracer itself ends the task too.
+
+    In Celery it stays in the future that nobody reads: the message is never acknowledged, and once there are as many
+    of them as the worker prefetches, it stands still.
+    """
+
+    def on_apply(self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **rest: Any) -> Any:
+        """Run the task in one of the pool's threads."""
+
+        def ending(*given: Any, **named: Any) -> Any:
+            try:
+                return target(*given, **named)
+            except Exception:  # noqa: BLE001 - reported as a child process of the process pool would
+                return 1, ExceptionInfo(), 0.0
+
+        return super().on_apply(ending, args, kwargs, callback, **rest)
+
+
+class ThreadPool(EndingThreadPool):
+    """The same inside an application's process."""
 
     task_join_will_block = False
 

@@ -17,8 +17,8 @@ class TypedRequest(Request):
 
     @property
     def body(self) -> Any:
-        """The decoded body."""
-        return self._message.payload
+        """The decoded body; of protocol 1 what Celery has made of it."""
+        return self._body if self._decoded else self._message.payload
 
     @property
     def content_type(self) -> None:

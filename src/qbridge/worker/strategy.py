@@ -9,6 +9,8 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from qbridge.worker.screening import fault_of
+
 __all__ = ["typed"]
 
 
@@ -29,6 +31,8 @@ def typed(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
                 message._decoded_cache = _plain_body(message)
             elif not isinstance(message.payload, list | tuple):
                 raise InvalidTaskError("the body is not a list of arguments")
+        elif (fault := fault_of(body)) is not None:  # protocol 1: headers and arguments in one mapping
+            raise InvalidTaskError(fault)
         return handle(message, body, ack, reject, callbacks, **rest)
 
     return typed_message_handler
