@@ -168,7 +168,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
     if isinstance(left, dict):
-        return list(left) == list(right) and all(same(value, right[key]) for key, value in left.items())
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
     if isinstance(left, datetime | time):
         return bool(left == right) and left.utcoffset() == right.utcoffset()
     if isinstance(left, Decimal):
