@@ -140,11 +140,12 @@ class Layout:
         """
         inspector = sa.inspect(engine)
         task, group = tables.task, tables.group
-        task_insert, group_insert = (_insertable(inspector, engine.dialect, table) for table in (task, group))
         there = {column["name"] for column in inspector.get_columns(task.name, schema=task.schema)}
         if not {"task_id", "status", "result"} <= there:
             # Looked up while another process was making it.
             raise NoSuchTableError(task.fullname)
+        # After the tables were seen: they and their sequences are made in one transaction, so both are there now.
+        task_insert, group_insert = (_insertable(inspector, engine.dialect, table) for table in (task, group))
         wanted = _PLAIN + EXTENDED if extended else _PLAIN
         columns = tuple(name for name in wanted if name in there)
         written = [name for name in columns if name != "task_id"]
