@@ -15,7 +15,7 @@ from qbridge.testing.servers import PostgreSQLServer
 def test_a_sequence_made_between_two_looks_is_not_taken_for_missing(
     qbridge_postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process makes tables and sequences just after the first look: rows must get their numbers all the same."""
+    """Another process makes the tables just after the first look: rows must get their numbers all the same."""
     with qbridge_postgresql.fresh() as url:
         engine, tables = sa.create_engine(url), ResultTables()
         looked: list[str] = []
