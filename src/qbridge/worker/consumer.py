@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery.app.trace import build_tracer
 from celery.concurrency import solo
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
@@ -24,20 +25,41 @@ MESSAGE_FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionE
 """Errors that are the message's fault; kombu's Redis transport counts KeyError among its connection errors."""
 
 
+class _Strategies(dict[str, Any]):
+    """How each task's messages are handled; a task declared while the worker runs is found at its first message.
+
+    That is the way of notebooks and tests with a worker inside their process; Celery looks once, at the start.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        super().__init__()
+        self._consumer = consumer
+
+    def __missing__(self, name: str) -> Any:
+        consumer: Any = self._consumer
+        app = consumer.app
+        task = app.tasks[name]
+        task.__trace__ = build_tracer(name, task, app.loader, consumer.hostname, app=app)
+        strategy = self[name] = task.start_strategy(app, consumer)
+        return strategy
+
+
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with five differences.
+    """Celery's consumer, with six differences.
 
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
     The solo pool acknowledges at once: from the event loop's queue it would wait for an unrelated timer
     (2 to 35 tasks/s on RabbitMQ with a prefetch of 1).
     Green pools do not wait for heartbeats of the event connection after each message.
     A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
+    Tasks declared while the worker runs are run too.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(without_mingle=True, without_gossip=True)
         super().__init__(*args, **kwargs)
+        self.strategies = _Strategies(self)
         self._refusals = 0
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
         if getattr(self.pool, "is_green", False) and not self.hub:
