@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -68,8 +69,7 @@ class EmbeddedBroker(Broker, frozen=True):
         return url_of(self.path)
 
     def celery_settings(self) -> dict[str, Any]:
-        from qbridge.backends.embedded import register  # noqa: F401 - whoever gets the URL must be able to use it
-
+        _register()
         return {
             "broker_url": self.celery_url(),
             "broker_transport_options": {"publish_timeout": self.publish_timeout},
@@ -77,8 +77,7 @@ class EmbeddedBroker(Broker, frozen=True):
         }
 
     def minimal_celery_settings(self) -> dict[str, Any]:
-        from qbridge.backends.embedded import register  # noqa: F401 - see celery_settings
-
+        _register()
         settings: dict[str, Any] = {"broker_url": self.celery_url()}
         if "publish_timeout" in self.model_fields_set:
             settings["broker_transport_options"] = {"publish_timeout": self.publish_timeout}
@@ -108,3 +107,8 @@ class EmbeddedBroker(Broker, frozen=True):
         from qbridge.backends.embedded.check import findings  # loads kombu and SQLite: not with the configuration
 
         return findings(self.path.absolute(), self.publish_timeout, [queue.name for queue in queues])
+
+
+def _register() -> None:
+    """Teach kombu the scheme: whoever gets the URL must be able to use it."""
+    import_module("qbridge.backends.embedded.register")

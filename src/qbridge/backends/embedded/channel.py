@@ -56,6 +56,7 @@ class Channel(virtual.Channel):
     default_priority = 5  # "normal"; kombu cannot tell a priority of 0 from none
 
     connection: Transport | None
+    qos: Any  # a QoS, made at first use; a property of the base class
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)  # type: ignore[no-untyped-call]  # kombu's methods are untyped

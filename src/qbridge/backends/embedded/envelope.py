@@ -54,7 +54,7 @@ def open_up(claim: Claim) -> Message:
     """
     try:
         message: Message = kombu_json.loads(claim.envelope)  # type: ignore[no-untyped-call]  # kombu's
-        info = message["properties"]["delivery_info"]
+        info: dict[str, Any] = message["properties"]["delivery_info"]
     except (ValueError, TypeError, KeyError):
         info = {"exchange": "", "routing_key": ""}
         message = {

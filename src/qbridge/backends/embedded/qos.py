@@ -66,5 +66,5 @@ class QoS(virtual.QoS):
             claim = self._claims.pop(tag, None)
             if claim is not None:  # None: from a consumer that does not acknowledge, or settled already
                 claims.append(claim)
-        if claims:
+        if claims and self.channel.connection is not None:  # None: closed, and given back with everything
             self.channel.connection.settle(claims, requeue=requeue)

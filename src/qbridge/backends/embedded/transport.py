@@ -58,6 +58,7 @@ class Transport(virtual.Transport):
     """One connection to the file, and this process's party on it once it consumes."""
 
     Channel = Channel
+    channels: Any  # a list of Channel; None in the base class
     can_parse_url = True
     polling_interval: Any = None
     driver_type = "embedded"
