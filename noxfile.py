@@ -168,9 +168,11 @@ def unit(session: nox.Session) -> None:
     _install(session, "test")
     session.run("coverage", "erase")
     # Not by pytest-cov: pytest imports our plugin before any other plugin could begin to measure.
-    _pytest(session, "tests/unit", runner=("coverage", "run", "-m", "pytest"))
-    session.run("coverage", "combine", silent=True)
-    session.run("coverage", "report", "--skip-covered")
+    try:
+        _pytest(session, "tests/unit", runner=("coverage", "run", "-m", "pytest"))
+    finally:
+        session.run("coverage", "combine", silent=True)
+        session.run("coverage", "report", "--skip-covered")
 
 
 @session()
@@ -210,13 +212,10 @@ def acceptance(session: nox.Session) -> None:
 @session()
 def docs(session: nox.Session) -> None:
     """Build the documentation strictly, and run its samples."""
-    if not (ROOT / "mkdocs.yml").exists():
-        session.skip("there is no documentation yet")
-    _install(session, "docs", "test")
-    session.run("mkdocs", "build", "--strict", "--site-dir", str(ROOT / "site"))
-    if any((ROOT / "tests" / "docs").rglob("test_*.py")):
-        _need_servers(session)
-        _pytest(session, "tests/docs")
+    _install(session, "docs", "test", "examples")
+    session.run("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet", "docs", "site")
+    _need_servers(session)
+    _pytest(session, "tests/docs")
 
 
 @session(reuse_venv=False)
