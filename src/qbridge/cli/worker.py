@@ -8,6 +8,7 @@ from typing import Any
 import click
 from celery import concurrency as pools
 from celery.exceptions import ImproperlyConfigured
+from celery.utils.nodenames import default_nodename, host_format
 
 from qbridge.bridge import Bridge
 from qbridge.cli.complaints import CannotStart
@@ -73,7 +74,12 @@ def _make(
     if bridge.config.defaults == "safe":
         refuse_unenforced_limits(celery, pool_cls, queues)
     return celery.Worker(
-        hostname=name, pool_cls=pool_cls, concurrency=concurrency, queues=queues, loglevel=loglevel, quiet=True
+        hostname=host_format(default_nodename(name)) if name else None,
+        pool_cls=pool_cls,
+        concurrency=concurrency,
+        queues=queues,
+        loglevel=loglevel,
+        quiet=True,
     )
 
 

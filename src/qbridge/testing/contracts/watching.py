@@ -131,6 +131,7 @@ def test_celery_inspect_is_answered(qbridge_contract: Contract) -> None:
     """``ping``, ``registered`` and ``active`` answer with the worker's tasks."""
     contract = qbridge_contract
     worker = contract.worker.name
+    assert "%" not in worker  # started with --name …@%h
     inspect = contract.bridge.celery.control.inspect(destination=[worker], timeout=10)
     assert inspect.ping() == {worker: {"ok": "pong"}}
     assert f"{_OURS}add" in inspect.registered()[worker]
