@@ -137,6 +137,7 @@ class Fields:
     """
 
     def __init__(self, owner: str, annotations: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> None:
+        annotations = {name: readable(annotation) for name, annotation in annotations.items()}
         self.names = tuple(annotations)
         annotations = {name: readable(annotation) for name, annotation in annotations.items()}
         self._keys = {name: f"f{index}" for index, name in enumerate(self.names)}

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 from uuid import UUID
 
 from annotated_types import Ge, Len
 from pydantic import BaseModel, Field
-from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 __all__ = ["ANNOTATIONS", "Cat", "Colour", "Dog", "Order", "Place", "Point", "Size", "Span", "Ticket", "same"]
 
