@@ -149,11 +149,10 @@ def task_attributes(config: BridgeConfig, options: Mapping[str, Any]) -> dict[st
         options: the options of the task's declaration.
     """
     attributes: dict[str, Any] = {
-        name: options[name] for name in ("time_limit", "soft_time_limit", "rate_limit") if options.get(name) is not None
+        name: options[name]
+        for name in ("time_limit", "soft_time_limit", "rate_limit", "expires")
+        if options.get(name) is not None
     }
-    expires = options.get("expires")
-    if expires is not None:
-        attributes["expires"] = expires.total_seconds() if hasattr(expires, "total_seconds") else expires
     serializer = options.get("serialization")
     safe = config.defaults == "safe"
     if serializer is not None or safe:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from qbridge.exceptions import ConfigurationError
 from qbridge.retry import Retry
 
-__all__ = ["Delivery", "Priority", "SendOptions", "TaskOptions", "check_names", "checked_send_options"]
+__all__ = [
+    "CELERY_HEADERS",
+    "Delivery",
+    "Priority",
+    "SendOptions",
+    "TaskOptions",
+    "check_names",
+    "checked_send_options",
+    "checked_task_options",
+]
 
 Priority = Literal["low", "normal", "high"]
 Delivery = Literal["at_least_once", "at_most_once"]
+Serialization = Literal["json", "msgpack"]
 When = float | timedelta | datetime
 
 
@@ -29,17 +41,17 @@ class TaskOptions(TypedDict, total=False):
     """Default: the configuration's ``retry``."""
     delivery: Delivery
     """Default: the configuration's ``delivery``."""
-    time_limit: float
-    """Seconds after which the run is killed (process pool)."""
-    soft_time_limit: float
-    """Seconds after which ``SoftTimeLimitExceeded`` is raised in the run (process pool)."""
-    rate_limit: str
+    time_limit: float | timedelta
+    """Seconds or timedelta after which the run is killed (process pool)."""
+    soft_time_limit: float | timedelta
+    """Seconds or timedelta after which ``SoftTimeLimitExceeded`` is raised in the run (process pool)."""
+    rate_limit: str | float
     """Celery's: ``"10/s"``, ``"100/m"``, ``"1000/h"``, per worker."""
     results: bool
     """False: neither outcome nor state is stored."""
     expires: float | timedelta
     """Seconds or timedelta after sending; not run after that."""
-    serialization: Literal["json", "msgpack"]
+    serialization: Serialization
     strict: bool
     """False: callers' arguments are coerced by pydantic (``"1"`` for an int)."""
 
@@ -61,6 +73,17 @@ class SendOptions(TypedDict, total=False):
     """JSON values; ``TaskContext.headers`` shows them."""
 
 
+CELERY_HEADERS = frozenset({
+    "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
+    "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
+    "stamps", "compression",
+})  # fmt: skip
+"""Message headers that are the protocol's own."""
+
+_RATE = re.compile(r"\d+(\.\d+)?(/[smh])?")
+_CHOICES = {"priority": get_args(Priority), "delivery": get_args(Delivery), "serialization": get_args(Serialization)}
+
+
 def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse unknown option names.
 
@@ -80,7 +103,56 @@ def _number(name: str, value: Any) -> float:
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{name}={value!r} is not a time", "Give seconds as a number, or a timedelta.")
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{name}={value!r} has no end", "Give seconds as a number, or leave it out.")
     return float(value)
+
+
+def checked_task_options(task: str, options: TaskOptions) -> TaskOptions:
+    """Return the options of a declaration with every time in seconds.
+
+    Args:
+        task: name of the task, for messages.
+        options: as given to the decorator; their names are known.
+
+    Raises:
+        ConfigurationError: if a value makes no sense: Celery takes any, and what it means shows in a worker at night.
+    """
+    try:
+        return _checked_task_options(options)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"task {task}: {error.what}", error.todo) from None
+
+
+def _checked_task_options(options: TaskOptions) -> TaskOptions:
+    checked: dict[str, Any] = {**options}
+    for name in ("time_limit", "soft_time_limit", "expires"):
+        if checked.get(name) is not None:
+            checked[name] = _number(name, checked[name])
+            if checked[name] <= 0:
+                raise ConfigurationError(f"{name}={checked[name]!r} is not positive", "Give seconds above 0.")
+    soft, hard = checked.get("soft_time_limit"), checked.get("time_limit")
+    if soft is not None and hard is not None and soft > hard:
+        raise ConfigurationError(
+            f"soft_time_limit={soft!r} is longer than time_limit={hard!r}",
+            "The soft limit warns before the hard one kills: make it the smaller.",
+        )
+    for name, words in _CHOICES.items():
+        if checked.get(name) is not None and checked[name] not in words:
+            near = difflib.get_close_matches(str(checked[name]), words, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Give {' or '.join(map(repr, words))}."
+            raise ConfigurationError(f"{name}={checked[name]!r} is not a {name}", hint)
+    for name in ("results", "strict"):
+        if not isinstance(checked.get(name, True), bool):
+            raise ConfigurationError(f"{name}={checked[name]!r} is not a switch", "Give True or False.")
+    if not isinstance(checked.get("retry"), Retry | None):
+        raise ConfigurationError(f"retry={checked['retry']!r} is not a Retry", "Give Retry(on=..., attempts=...).")
+    rate = checked.get("rate_limit")
+    if rate is not None and (isinstance(rate, bool) or not _RATE.fullmatch(str(rate))):
+        raise ConfigurationError(f"rate_limit={rate!r} is not a rate", "Give runs per time: '10/s', '100/m', '1000/h'.")
+    if checked.get("name") is not None and (not isinstance(checked["name"], str) or not checked["name"]):
+        raise ConfigurationError(f"name={checked['name']!r} is not a name", "Give a text that is not empty.")
+    return cast(TaskOptions, checked)
 
 
 def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,4 +182,17 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
             f"priority={checked['priority']!r} is not a priority",
             "Give 'low', 'normal' or 'high'; brokers count differently.",
         )
+    if "headers" in checked:
+        checked["headers"] = _own_headers(checked["headers"])
     return checked
+
+
+def _own_headers(headers: Any) -> dict[str, Any]:
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        raise ConfigurationError("headers are not a mapping with names", "Give headers={'tenant': 'a'}, for example.")
+    for name in headers:
+        if name in CELERY_HEADERS:
+            raise ConfigurationError(
+                f"the header {name!r} belongs to Celery's protocol", "Give yours another name, such as 'x-tenant'."
+            )
+    return dict(headers)

@@ -6,6 +6,7 @@ which travel with the message, so a retry may run in any process.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ Seconds = float | timedelta
 Predicate = Callable[[BaseException], "bool | float | timedelta"]
 
 
-def _seconds(name: str, value: Seconds) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if seconds < 0:
-        raise ConfigurationError(f"Retry({name}={value!r}) is negative", "Give seconds (0 or more) or a timedelta.")
-    return seconds
+def _seconds(name: str, value: Any) -> float:  # whatever was given
+    seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
+        raise ConfigurationError(f"Retry({name}={value!r}) is not a time", "Give seconds (0 or more) or a timedelta.")
+    return float(seconds)
+
+
+def _is_error_type(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +65,23 @@ class Retry:
     wait_jitter: Seconds = 1.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        attempts: Any = self.attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise ConfigurationError(
                 f"Retry(attempts={self.attempts}) would never run the task", "attempts counts the first run: 1 or more."
             )
         for name in ("wait_initial", "wait_max", "wait_jitter"):
             _seconds(name, getattr(self, name))
-        if self.wait_exp_base <= 0:
-            raise ConfigurationError(
-                f"Retry(wait_exp_base={self.wait_exp_base!r}) is not positive", "2 doubles each wait."
-            )
-        kinds = self.on if isinstance(self.on, tuple) else (self.on,)
-        if not kinds or not all(callable(kind) for kind in kinds):
+        if self.timeout is not None:
+            _seconds("timeout", self.timeout)
+        base: Any = self.wait_exp_base
+        if isinstance(base, bool) or not isinstance(base, int | float) or not 0 < base < math.inf:
+            raise ConfigurationError(f"Retry(wait_exp_base={base!r}) is not a positive number", "2 doubles each wait.")
+        on = self.on
+        if isinstance(on, type):
+            on = (on,)
+        names_errors = bool(on) and all(map(_is_error_type, on)) if isinstance(on, tuple) else callable(on)
+        if not names_errors:
             raise ConfigurationError("Retry(on=...) names no errors", "Give an exception type, a tuple, or a function.")
 
     def next_wait(self, error: BaseException, attempt: int, elapsed: float = 0.0) -> float | None:
@@ -85,14 +95,14 @@ class Retry:
         verdict = self._verdict(error)
         if verdict is False or attempt >= self.attempts:
             return None
-        wait = self._computed(attempt) if verdict is True else min(_seconds("on", verdict), self._bound)
+        wait = self.wait(attempt) if verdict is True else min(_seconds("on", verdict), self._bound)
         if self.timeout is not None and elapsed + wait > _seconds("timeout", self.timeout):
             return None
         return wait
 
     def preview(self) -> list[float]:
         """Return one possible list of waits in seconds: as many as there are retries, with jitter drawn."""
-        return [self._computed(attempt) for attempt in range(1, self.attempts)]
+        return [self.wait(attempt) for attempt in range(1, self.attempts)]
 
     @property
     def _bound(self) -> float:
@@ -102,9 +112,15 @@ class Retry:
         on = self.on
         if isinstance(on, type | tuple):
             return isinstance(error, on)
-        return on(error)
+        verdict: Any = on(error)
+        return False if verdict is None else verdict  # a function that ends without a word means no
 
-    def _computed(self, attempt: int) -> float:
+    def wait(self, attempt: int) -> float:
+        """Return the seconds to wait after an attempt, with jitter drawn.
+
+        Args:
+            attempt: its number; the first run is 1.
+        """
         strategy = tenacity.wait_exponential(
             multiplier=_seconds("wait_initial", self.wait_initial), max=self._bound, exp_base=self.wait_exp_base
         )

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 
 from qbridge.context import TaskContext
 from qbridge.exceptions import ConfigurationError, DuplicateTaskError
-from qbridge.options import SendOptions, TaskOptions, check_names, checked_send_options
+from qbridge.options import SendOptions, TaskOptions, check_names, checked_send_options, checked_task_options
 from qbridge.result import TaskResult
 from qbridge.serialization import Signature
 
@@ -36,32 +36,15 @@ class TaskDefinition:
     ) -> None:
         check_names(options, TaskOptions.__annotations__, "task()")
         self.function = function
-        self.options = options
         self.context = context
         self.remote = remote
         self.name = options.get("name") or default_name(function)
+        self.options = options = checked_task_options(self.name, options)
         self.queue = options.get("queue")
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        self._check_options()
-        self.signature = Signature(function, self.name, context=context, strict=options.get("strict", True))
-
-    def _check_options(self) -> None:
-        soft, hard = self.options.get("soft_time_limit"), self.options.get("time_limit")
-        for name, value in (("soft_time_limit", soft), ("time_limit", hard)):
-            if value is not None and value <= 0:
-                raise ConfigurationError(f"task {self.name}: {name}={value!r} is not positive", "Give seconds above 0.")
-        if soft is not None and hard is not None and soft > hard:
-            raise ConfigurationError(
-                f"task {self.name}: soft_time_limit={soft!r} is longer than time_limit={hard!r}",
-                "The soft limit warns before the hard one kills: make it the smaller.",
-            )
-        if self.options.get("priority") not in (None, "low", "normal", "high"):
-            raise ConfigurationError(
-                f"task {self.name}: priority={self.options.get('priority')!r} is not a priority",
-                "Give 'low', 'normal' or 'high'.",
-            )
-        if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"task {self.name} is a generator", "Return a list; a result is one value.")
+        self.signature = Signature(function, self.name, context=context, strict=options.get("strict", True))
 
     @property
     def place(self) -> tuple[str, str]:

@@ -75,3 +75,31 @@ def test_numbers_without_sense_are_refused(options: dict[str, Any]) -> None:
     """At definition, by name."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Retry(**{"on": ValueError, **options})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on": int},
+        {"on": (ValueError, lambda error: True)},
+        {"on": ()},
+        {"on": "ValueError"},
+        {"attempts": 2.5},
+        {"attempts": True},
+        {"timeout": -1},
+        {"timeout": "10"},
+        {"wait_initial": float("nan")},
+        {"wait_max": float("inf")},
+        {"wait_exp_base": 0},
+        {"wait_exp_base": "2"},
+    ],
+)
+def test_what_could_only_fail_in_a_worker_is_refused_at_once(wrong: dict[str, Any]) -> None:
+    """A wait that is no number would replace the task's own error, the first time that it fails."""
+    with pytest.raises(ConfigurationError, match="Retry"):
+        Retry(**{"on": ValueError, **wrong})
+
+
+def test_a_function_that_ends_without_a_word_says_no() -> None:
+    """Python's functions return None where nobody thought of the case."""
+    assert Retry(on=lambda error: None).next_wait(ValueError(), 1) is None  # type: ignore[arg-type, return-value]

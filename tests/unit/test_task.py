@@ -260,3 +260,66 @@ def test_closed_bridge_sends_nothing(bridge: Bridge) -> None:
     bridge.close()
     with pytest.raises(ConfigurationError, match="closed"):
         one.delay()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"delivery": "at_least_onc"}, "Did you mean 'at_least_once'"),  # anything else meant at_most_once
+        ({"serialization": "pickle"}, "'json' or 'msgpack'"),  # kombu would write it
+        ({"priority": "hihg"}, "Did you mean 'high'"),
+        ({"rate_limit": "10/x"}, "'10/s'"),
+        ({"retry": 3}, "Give Retry"),
+        ({"expires": -1}, "above 0"),
+        ({"expires": "soon"}, "not a time"),
+        ({"time_limit": "60"}, "not a time"),
+        ({"time_limit": True}, "not a time"),
+        ({"results": "no"}, "True or False"),
+        ({"strict": "no"}, "True or False"),
+        ({"name": ""}, "not empty"),
+    ],
+)
+def test_values_of_options_that_make_no_sense_are_refused_at_definition(
+    bridge: Bridge, wrong: dict[str, Any], hint: str
+) -> None:
+    """Celery would take each of them, and what it means would show in a worker at night."""
+    with pytest.raises(ConfigurationError, match=hint):
+        bridge.task(**wrong)(lambda: None)
+
+
+def test_time_limits_and_expiry_may_be_timedeltas(bridge: Bridge) -> None:
+    """Celery gets seconds."""
+
+    @bridge.task(time_limit=timedelta(minutes=1), soft_time_limit=timedelta(seconds=50), expires=timedelta(hours=1))
+    def one() -> None: ...
+
+    behind = bridge.celery.tasks[one.name]
+    assert (behind.time_limit, behind.soft_time_limit, behind.expires) == (60.0, 50.0, 3600.0)
+
+
+@pytest.mark.parametrize("wrong", [3, {"id": "x"}, {"task": "x"}, {"eta": "x"}, {1: "x"}])
+def test_headers_that_are_none_or_not_the_senders_are_refused(bridge: Bridge, wrong: Any) -> None:
+    """They would overwrite the protocol's own, the task's id among them."""
+
+    @bridge.task
+    def one() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="header"):
+        one.using(headers=wrong)
+
+
+@pytest.mark.parametrize("endless", [float("nan"), float("inf")])
+def test_times_without_an_end_are_refused(bridge: Bridge, endless: float) -> None:
+    """Not by an OverflowError from within the send."""
+
+    @bridge.task
+    def one() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="countdown"):
+        one.using(countdown=endless)
+
+
+def test_a_task_without_a_name_cannot_be_sent(bridge: Bridge) -> None:
+    """It went out under a name of ours."""
+    with pytest.raises(ConfigurationError, match="name"):
+        bridge.send("")
