@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import re
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from celery import Task as CeleryTask
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
 from celery.exceptions import Retry as CeleryRetry
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from qbridge import aio
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
 from qbridge.exceptions import ArgumentsError, PayloadError
-from qbridge.options import Delivery
+from qbridge.options import CELERY_HEADERS, Delivery
 from qbridge.retry import Retry
 from qbridge.serialization.schema import wire_json
 from qbridge.task import TaskDefinition
@@ -38,7 +41,7 @@ class _Run:
             self.task.update_state(state=state, meta=dict(meta))
 
     def try_again(self, wait: float | None) -> NoReturn:
-        self.task.try_again(None, wait)
+        self.task.try_again_as_asked(wait)
 
 
 class TypedTask(CeleryTask):
@@ -68,6 +71,7 @@ class TypedTask(CeleryTask):
         given, named = definition.signature.decode_call(args, kwargs)
         if definition.context:
             given.insert(0, self._context())
+        began = time.time()
         try:
             value = definition.function(*given, **named)
             if definition.is_async or inspect.iscoroutine(value):
@@ -75,7 +79,7 @@ class TypedTask(CeleryTask):
         except (CeleryRetry, Ignore, Reject):
             raise
         except Exception as error:
-            self._retry_if_due(error)
+            self._retry_if_due(error, began)
             raise
         encoded = definition.signature.encode_result(value)
         self._refuse_large(encoded)
@@ -94,43 +98,72 @@ class TypedTask(CeleryTask):
 
     def _context(self) -> TaskContext:
         request = self.request
-        headers = request.headers or {}
-        ours = {
-            key: value for key, value in headers.items() if key not in _CELERY_HEADERS and not key.startswith("qbridge")
-        }
+        given = _given(request.headers or {})
         info = request.delivery_info or {}
         return TaskContext(
             task_id=request.id,
             attempt=(request.retries or 0) + 1,
             max_attempts=self.policy.attempts if self.policy is not None else 1,
             queue=queue_named(self.app, info.get("routing_key")),
-            headers=ours,
+            headers={key: value for key, value in given.items() if not key.startswith("qbridge")},
             _run=_Run(self),
         )
 
     # -- retries
 
-    def _retry_if_due(self, error: Exception) -> None:
+    def _retry_if_due(self, error: Exception, began: float) -> None:
         policy = self.policy
         if policy is None or isinstance(error, ArgumentsError | PayloadError):
             return
-        wait = policy.next_wait(error, (self.request.retries or 0) + 1, self._elapsed())
+        first = self._first_attempt(began)
+        wait = policy.next_wait(error, (self.request.retries or 0) + 1, max(0.0, time.time() - first))
         if wait is not None:
-            self.try_again(error, wait)
+            self._try_again(error, wait, first)
 
-    def try_again(self, error: Exception | None, wait: float | None) -> NoReturn:
+    def try_again_as_asked(self, wait: float | None) -> NoReturn:
+        """Schedule the attempt that the running one asks for.
+
+        Args:
+            wait: seconds; None: what the policy says, or none.
+
+        Raises:
+            MaxRetriesExceededError: Celery's, if this was the last attempt that the policy allows.
+        """
+        policy, attempt = self.policy, (self.request.retries or 0) + 1
+        if policy is not None and attempt >= policy.attempts:
+            raise MaxRetriesExceededError(f"task {self.name} asks for another run after attempt {attempt}, its last")
+        if wait is None:
+            wait = policy.wait(attempt) if policy is not None else 0.0
+        self._try_again(None, wait, self._first_attempt(time.time()))
+
+    def _try_again(self, error: Exception | None, wait: float, first: float) -> NoReturn:
         """Schedule the next attempt and end this one; attempts are counted in the message."""
-        headers = dict(self.request.headers or {})
-        headers.setdefault(HEADER_ATTEMPTS_SINCE, datetime.now(UTC).isoformat())
-        self.retry(exc=error, countdown=wait or 0, max_retries=_UNBOUNDED, headers=_own(headers))
+        headers = _given(self.request.headers or {})
+        headers[HEADER_ATTEMPTS_SINCE] = datetime.fromtimestamp(first, UTC).isoformat()
+        self.retry(exc=error, countdown=wait, max_retries=_UNBOUNDED, headers=headers)
         raise AssertionError("Celery's retry always raises")
 
-    def _elapsed(self) -> float:
-        began = (self.request.headers or {}).get(HEADER_ATTEMPTS_SINCE)
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
+    ) -> Any:
+        """Return the message of the next attempt: Celery's, for the queue that this one came from.
+
+        Celery takes exchange and routing key from the message; of one that RabbitMQ has delayed they are those of the
+        delay, and the next attempt would go to the default queue.
+        """
+        request = self.request if request is None else request
+        if queue is None:
+            name = queue_named(self.app, (request.delivery_info or {}).get("routing_key"))
+            queue = name if name in self.app.amqp.queues else None
+        return super().signature_from_request(request, args, kwargs, queue, **options)
+
+    def _first_attempt(self, began: float) -> float:
+        """Return when the first attempt began, in seconds since 1970; this one began at ``began``."""
+        said = (self.request.headers or {}).get(HEADER_ATTEMPTS_SINCE)
         try:
-            return (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds() if began else 0.0
+            return datetime.fromisoformat(said).timestamp() if said else began
         except (TypeError, ValueError):
-            return 0.0  # somebody else's header
+            return began  # somebody else's header
 
     # -- sending through Celery's own ways: signatures, canvas, beat
 
@@ -167,19 +200,26 @@ class TypedTask(CeleryTask):
 # Celery reads None as "the task's own max_retries", which bounds lost workers, not the attempts of a policy.
 _UNBOUNDED = 2**31
 
-_CELERY_HEADERS = frozenset({
-    "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
-    "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
-    "stamps", "compression",
-})  # fmt: skip
+# kombu's native delays put the bits of the delay before the key.
+_DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
+
+# RabbitMQ's notes about a message that was delayed or delivered again.
+_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
 
-def _own(headers: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in headers.items() if key not in _CELERY_HEADERS}
+def _given(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that neither the protocol nor the broker has added."""
+    return {
+        key: value
+        for key, value in headers.items()
+        if key not in CELERY_HEADERS and not str(key).startswith(_BROKER_HEADERS)
+    }
 
 
 def queue_named(app: Any, routing_key: str | None) -> str | None:
     """Return the queue with this routing key: the name is encoded where it holds dots."""
+    if routing_key is not None:
+        routing_key = _DELAY.sub("", routing_key)
     for name, queue in app.amqp.queues.items():
         if queue.routing_key == routing_key or name == routing_key:
             return str(name)

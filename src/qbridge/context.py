@@ -90,9 +90,10 @@ class TaskContext:
         """End this attempt and run the task again.
 
         Args:
-            after: seconds or timedelta to wait; None: what the task's ``Retry`` says, or at once.
+            after: seconds or timedelta to wait; None: what the task's ``Retry`` says, or at once without one.
 
         Raises:
+            MaxRetriesExceededError: Celery's, if this is the last attempt of the task's ``Retry``.
             RuntimeError: in a plain call, where there is no worker.
         """
         self._run.try_again(after.total_seconds() if isinstance(after, timedelta) else after)
