@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import uuid4
 
 from celery.backends.base import DisabledBackend
 
+from qbridge.backends.embedded import EmbeddedBroker
 from qbridge.batch import send_batch
 from qbridge.celery_app import BridgeCelery
 from qbridge.celery_settings import app_settings, payload_limit
@@ -241,8 +241,6 @@ class Bridge(Declares):
             number = self._queues.priority(level, queue, self._server_version)
             if number is not None:
                 options["priority"] = number
-        if isinstance(options.get("headers"), Mapping):
-            options["headers"] = dict(options["headers"])
         return options
 
     def _server_version(self) -> tuple[int, ...]:
@@ -274,16 +272,20 @@ class Bridge(Declares):
             return self._undeclared[name]
 
     def _before_send(self) -> None:
-        if self._closed:
-            raise ConfigurationError("this bridge is closed", "Make a new Bridge; a closed one stays closed.")
-        if not self._warned and self._config.broker_is_default:
+        self._refuse_closed()
+        broker = self._config.broker
+        # without one defaults="celery" means Celery's own, which is no surprise to those who ask for it
+        if not self._warned and self._config.broker_is_default and isinstance(broker, EmbeddedBroker):
             self._warned = True
-            path = Path(getattr(self._config.broker, "path", ".qbridge/bridge.db"))
             warnings.warn(
-                f"no broker is configured: tasks go to the embedded one in {path}; set QBRIDGE_BROKER, for example "
-                "to amqp://guest:guest@localhost// (or to embedded:// if this is what you want)",
+                f"no broker is configured: tasks go to the embedded one in {broker.path}; set QBRIDGE_BROKER, for "
+                "example to amqp://guest:guest@localhost// (or to embedded:// if this is what you want)",
                 stacklevel=4,
             )
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this bridge is closed", "Make a new Bridge; a closed one stays closed.")
 
     # -- results
 
@@ -314,7 +316,7 @@ class Bridge(Declares):
         reader: ResultReader
         nowhere = isinstance(self.celery.backend, DisabledBackend)  # not the config: settings may be assigned
         if nowhere or definition.options.get("results") is False:
-            reader = NoReader(definition.name, nowhere)
+            reader = NoReader(definition.name, nowhere, self._revoke)
         else:
             reader = self._result_reader()
         return TaskResult(task_id, reader, definition.signature.decode_result, definition.name)
@@ -322,8 +324,18 @@ class Bridge(Declares):
     def _result_reader(self) -> HubReader:
         with self._lock:
             if self._reader is None:
-                self._reader = HubReader(self.celery, self._config.results)
+                self._refuse_closed()
+                self._reader = HubReader(self.celery, self._config.results, self._revoke)
             return self._reader
+
+    def _revoke(self, task_id: str, terminate: bool) -> None:
+        self._refuse_closed()
+        app = self.celery
+        tell = partial(app.control.revoke, task_id, terminate=terminate)
+        if app.safe:
+            Attempts(app, self._config.broker).run(tell)
+        else:
+            tell()
 
     # -- workers, checks, the end
 
@@ -347,11 +359,16 @@ class Bridge(Declares):
 
         Raises:
             BrokerUnavailable: if it does not consume in time.
+            UnknownQueueError: if nobody declared one of ``queues``.
         """
+        self._refuse_closed()
+        names = None if queues is None else list(queues)
+        for name in names or ():
+            self.check_queue(name)
         from qbridge.worker.main import in_process_worker  # a caller that only sends never loads Celery's worker
 
         return in_process_worker(
-            self.celery, pool=pool, concurrency=concurrency, queues=queues,
+            self.celery, pool=pool, concurrency=concurrency, queues=names,
             start_timeout=start_timeout, stop_timeout=stop_timeout,
         )  # fmt: skip
 

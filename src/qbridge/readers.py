@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from qbridge.backends.base import ResultBackend
@@ -12,6 +12,8 @@ from qbridge.result_hub import ResultHub
 __all__ = ["EagerReader", "HubReader", "NoReader"]
 
 Meta = Mapping[str, Any]
+Revoke = Callable[[str, bool], None]
+"""Tells all workers not to run a task, given its id and whether to end it if it runs."""
 
 
 class HubReader:
@@ -20,10 +22,12 @@ class HubReader:
     Args:
         app: the bridge's app.
         results: the result backend's configuration: how long to wait, how often to look.
+        revoke: tells the workers.
     """
 
-    def __init__(self, app: Any, results: ResultBackend) -> None:
+    def __init__(self, app: Any, results: ResultBackend, revoke: Revoke) -> None:
         self._app = app
+        self._revoke = revoke
         bounds = {name: getattr(results, name) for name in ("poll_min", "poll_max") if hasattr(results, name)}
         self.hub = ResultHub(app, **bounds)
         self.default_timeout = results.timeout
@@ -50,7 +54,7 @@ class HubReader:
 
     def revoke(self, task_id: str, *, terminate: bool) -> None:
         """Tell all workers."""
-        self._app.control.revoke(task_id, terminate=terminate)
+        self._revoke(task_id, terminate)
 
     def refuse_unreadable(self, task_id: str) -> None:
         """Raise ResultsUnavailable at once for an id that can never be read from here."""
@@ -100,11 +104,13 @@ class NoReader:
     Args:
         task: name of the task.
         nowhere: True if the configuration has no result backend; False if this task stores none.
+        revoke: tells the workers.
     """
 
     default_timeout = 0.0
 
-    def __init__(self, task: str, nowhere: bool) -> None:
+    def __init__(self, task: str, nowhere: bool, revoke: Revoke) -> None:
+        self._revoke = revoke
         self._task = task
         self._nowhere = nowhere
 
@@ -138,5 +144,5 @@ class NoReader:
         """Nothing is stored."""
 
     def revoke(self, task_id: str, *, terminate: bool) -> None:
-        """Raise ResultsUnavailable."""
-        self._refuse()
+        """Tell all workers: it needs no results."""
+        self._revoke(task_id, terminate)

@@ -1,0 +1,68 @@
+"""The bridge itself: what it refuses, what it says, its end; nothing is connected."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qbridge import Bridge, BridgeConfig, BrokerUnavailable, ConfigurationError, RedisBroker, UnknownQueueError
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port at which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def bridge(tmp_path: Path) -> Iterator[Bridge]:
+    """A bridge on files that nobody opens before they are needed."""
+    config = BridgeConfig(broker=f"embedded:///{tmp_path}/b.db", results=f"db+sqlite:///{tmp_path}/r.db")
+    with Bridge(config) as made:
+        yield made
+
+
+def test_revoking_needs_a_broker_only(bridge: Bridge) -> None:
+    """A task that stores no results may be told not to run all the same."""
+
+    @bridge.task(results=False)
+    def one() -> None: ...
+
+    one.delay().revoke()
+
+
+def test_revoking_without_a_broker_ends_in_an_error_of_ours(closed_port: int) -> None:
+    """Like sending: bounded, with the server's name."""
+    broker = RedisBroker(host="127.0.0.1", port=closed_port, publish_timeout=1)
+    with Bridge(BridgeConfig(broker=broker, results="redis://127.0.0.1:1/0")) as made:
+        result = made.result("x")
+        with pytest.raises(BrokerUnavailable, match=str(closed_port)):
+            result.revoke()
+
+
+def test_worker_refuses_a_queue_that_nobody_declared(bridge: Bridge) -> None:
+    """With a suggestion, as a send does."""
+    with pytest.raises(UnknownQueueError, match="Did you mean 'default'"), bridge.worker(queues=["defualt"]):
+        pass
+
+
+def test_closed_bridge_stays_closed(bridge: Bridge) -> None:
+    """Nothing is opened again behind its back."""
+    bridge.close()
+    for use in (lambda: bridge.send("x"), lambda: bridge.result("x"), bridge.worker):
+        with pytest.raises(ConfigurationError, match="closed"):
+            use()
+
+
+def test_celerys_own_default_broker_is_not_called_an_embedded_one() -> None:
+    """The warning is about files in the working directory."""
+    with Bridge(BridgeConfig(defaults="celery")) as made, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.celery.conf.broker_url = "memory://"
+        made.send("x")
