@@ -63,7 +63,7 @@ class Attempts:
                 except Exception as error:
                     if not self._is_broker_error(error):
                         raise
-                    sent = sent or bool(getattr(error, "may_have_arrived", False))
+                    sent = sent or _may_have_arrived(error)
                     left = remaining() or 0.0
                     wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, no secret
                     if left - wait < max(self._attempt_takes - _GRACE, 0.05):
@@ -86,6 +86,15 @@ class Attempts:
         if isinstance(error, OperationalError | OSError):
             return True
         return isinstance(error, _kinds(self._app))
+
+
+def _may_have_arrived(error: BaseException | None) -> bool:
+    """Return whether the transport has said so of this error, or of one that kombu has wrapped in it."""
+    while error is not None:
+        if getattr(error, "may_have_arrived", False):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _kinds(app: Any) -> tuple[type[Exception], ...]:

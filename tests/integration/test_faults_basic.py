@@ -190,6 +190,39 @@ def test_a_send_after_a_restart_of_the_broker_works(broker: str, request: pytest
             assert sent.id in found
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_a_send_to_a_frozen_broker_says_that_it_may_have_arrived(broker: str, request: pytest.FixtureRequest) -> None:
+    """The server reads the message from its socket once it goes on: to send it again without a word runs it twice."""
+    server = request.getfixturevalue(f"qbridge_{broker}")
+    with server.heal().fresh() as url:
+        bridge, add = make_bridge(url, "disabled://")
+        with bridge:
+            add.delay(1, 2)
+            server.freeze()
+            try:
+                with pytest.raises(BrokerUnavailable) as caught:
+                    add.using(task_id="while-frozen").delay(3, 4)
+            finally:
+                server.heal()
+            assert caught.value.may_have_arrived
+            assert "while-frozen" in received_ids(url)
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_a_send_to_a_stopped_broker_says_that_it_was_not_taken(broker: str, request: pytest.FixtureRequest) -> None:
+    """Nobody listens there, so it is safe to send again."""
+    server = request.getfixturevalue(f"qbridge_{broker}")
+    with server.heal().fresh() as url:
+        bridge, add = make_bridge(url, "disabled://")
+        server.stop()
+        try:
+            with bridge, pytest.raises(BrokerUnavailable) as caught:
+                add.delay(3, 4)
+        finally:
+            server.heal()
+        assert not caught.value.may_have_arrived
+
+
 def received_ids(url: str) -> list[str]:
     """Take every message off the queue ``default`` with a bridge of its own; return the task ids."""
     reader, _ = make_bridge(url, "disabled://")

@@ -1,4 +1,4 @@
-"""How the Redis broker is spoken to under ``defaults="safe"``: kombu's transport with two differences.
+"""How the Redis broker is spoken to under ``defaults="safe"``: kombu's transport with three differences.
 
 Priorities in our order. kombu keeps one list per priority step and reads them lowest number first, so nothing can come
 before the list that carries a queue's own name (step 0) and with it all unmarked messages. Read in the order
@@ -7,6 +7,8 @@ and autoscalers look for them, and a plain Celery worker still consumes every li
 
 Anybody can push anything on a list. What is no message at all ends kombu's event loop, and with it the worker; here it
 is thrown away with an error in the log.
+
+Whether a message may have arrived although the sending failed, the error says.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ __all__ = ["CONSUME_ORDER", "derive"]
 logger = logging.getLogger(__name__)
 
 CONSUME_ORDER = (9, 0, 3, 6)
+
+# redis-py's; an answer, even a refusal, is another class
+_NO_ANSWER = ("ConnectionError", "TimeoutError")
 
 _FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -35,6 +40,18 @@ class _OurChannel:
     def priority(self, number: int) -> int:
         """Return the step of a priority number: the largest that is not above it (kombu bisects its own order)."""
         return max((step for step in self.priority_steps if step <= number), default=0)
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        """Push one message; an error of a command that was written says that the message may have arrived.
+
+        A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
+        """
+        try:
+            super()._put(queue, message, **options)  # type: ignore[misc]  # kombu's
+        except Exception as error:
+            if type(error).__name__ in _NO_ANSWER and "connecting to" not in str(error):
+                error.may_have_arrived = True  # type: ignore[attr-defined]  # read by those who send
+            raise
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
         """Consume a queue; items that are no messages do not reach the callback."""
