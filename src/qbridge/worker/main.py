@@ -15,6 +15,7 @@ from celery.exceptions import SecurityWarning, WorkerShutdown
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
+from kombu.asynchronous import get_event_loop, set_event_loop
 
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
 from qbridge.worker.banner import banner
@@ -115,12 +116,22 @@ class BridgeWorker(_KeepsItsSlots, Worker):
         print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)
 
 
+_making = threading.Lock()
+
+
 class _InProcessController(_KeepsItsSlots):
     """A worker without a program: no signals, no logging set-up, no process-wide app."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.ready = threading.Event()
-        super().__init__(*args, **kwargs)
+        # kombu's event loop is process-wide: a second worker would run on the first one's, and stand still at its end
+        with _making:
+            others = get_event_loop()
+            set_event_loop(None)
+            try:
+                super().__init__(*args, **kwargs)
+            finally:
+                set_event_loop(others)
 
     def on_consumer_ready(self, consumer: Any) -> None:
         """Celery's hook: tasks are being consumed."""
@@ -156,7 +167,7 @@ def in_process_worker(
     app.finalize()
     controller = _InProcessController(
         app=app,
-        hostname=default_nodename(f"in-process-{id(app):x}"),
+        hostname=default_nodename(f"in-process-{id(app):x}-{app.in_process_workers}"),
         pool_cls=_IN_PROCESS_POOLS[pool],
         concurrency=concurrency,
         queues=list(queues) if queues is not None else None,

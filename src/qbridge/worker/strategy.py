@@ -8,6 +8,7 @@ from typing import Any
 from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import registry
 
 from qbridge.worker.screening import fault_of
 
@@ -22,6 +23,8 @@ def typed(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     """
     handle = default(task, app, consumer, **options)
     accept = consumer_accept(app)
+    # what a task is declared with its worker reads, whatever the app's other messages are
+    own_type = registry.name_to_type.get(task.serializer) if task.definition.options.get("serialization") else None
 
     def typed_message_handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **rest: Any) -> Any:
         if body is None:
@@ -29,7 +32,10 @@ def typed(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
                 if "application/json" not in accept and "json" not in accept:
                     raise ContentDisallowed("JSON is not in accept_content")
                 message._decoded_cache = _plain_body(message)
-            elif not isinstance(message.payload, list | tuple):
+                return handle(message, body, ack, reject, callbacks, **rest)
+            if message.content_type == own_type and message.accept is not None:
+                message.accept = {*message.accept, own_type}
+            if not isinstance(message.payload, list | tuple):
                 raise InvalidTaskError("the body is not a list of arguments")
         elif (fault := fault_of(body)) is not None:  # protocol 1: headers and arguments in one mapping
             raise InvalidTaskError(fault)
