@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["run"]
@@ -20,8 +21,15 @@ class _Loop:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="qbridge-async-tasks", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="qbridge-async-tasks", daemon=True)
         self.thread.start()
+
+    def _run(self) -> None:
+        # A coroutine that stops the loop, or ends with SystemExit or KeyboardInterrupt (asyncio lets them out), ends
+        # itself; the coroutines beside it and after it must still run.
+        while not self.loop.is_closed():
+            with suppress(SystemExit, KeyboardInterrupt):
+                self.loop.run_forever()
 
 
 _lock = threading.Lock()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import time
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+from billiard.common import terminate_handler_fired
 from celery import Task as CeleryTask
-from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, WorkerShutdown, WorkerTerminate
 from celery.exceptions import Retry as CeleryRetry
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
@@ -18,9 +20,10 @@ from qbridge import aio
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
-from qbridge.exceptions import ArgumentsError, PayloadError
+from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed
 from qbridge.options import CELERY_HEADERS, Delivery
 from qbridge.retry import Retry
+from qbridge.serialization.results import error_text
 from qbridge.serialization.schema import wire_json
 from qbridge.task import TaskDefinition
 
@@ -81,6 +84,11 @@ class TypedTask(CeleryTask):
         except Exception as error:
             self._retry_if_due(error, began)
             raise
+        except BaseException as error:
+            if self.request.is_eager or _ends_the_process(error):
+                raise
+            text = "".join(traceback.format_exception(error))
+            raise TaskFailed(type(error).__qualname__, error_text(error), text, str(self.request.id)) from error
         encoded = definition.signature.encode_result(value)
         self._refuse_large(encoded)
         return encoded
@@ -214,6 +222,18 @@ def _given(headers: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in headers.items()
         if key not in CELERY_HEADERS and not str(key).startswith(_BROKER_HEADERS)
     }
+
+
+def _ends_the_process(error: BaseException) -> bool:
+    """Return whether an exception that is no ``Exception`` came from outside, to end more than the task.
+
+    A task's own ``sys.exit()`` does not: Celery takes it for the death of a process and runs the task again and again
+    (process pool), stops the worker (solo) or never ends the task (thread).
+    """
+    if isinstance(error, WorkerShutdown | WorkerTerminate) or terminate_handler_fired():
+        return True
+    # their time limits and kills: gevent.Timeout, greenlet.GreenletExit
+    return type(error).__module__.partition(".")[0] in ("gevent", "eventlet", "greenlet")
 
 
 def queue_named(app: Any, routing_key: str | None) -> str | None:

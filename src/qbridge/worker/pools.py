@@ -34,7 +34,7 @@ class SoloPool(solo.TaskPool):
 
 
 class EndingThreadPool(thread.TaskPool):
-    """Celery's thread pool; an error of the tracer itself ends the task too.
+    """Celery's thread pool; an error of the tracer itself ends the task too, and so does a plain task's ``sys.exit``.
 
     In Celery it stays in the future that nobody reads: the message is never acknowledged, and once there are as many
     of them as the worker prefetches, it stands still.
@@ -46,7 +46,7 @@ class EndingThreadPool(thread.TaskPool):
         def ending(*given: Any, **named: Any) -> Any:
             try:
                 return target(*given, **named)
-            except Exception:  # noqa: BLE001 - reported as a child process of the process pool would
+            except BaseException:  # noqa: BLE001 - reported as a child process of the process pool would
                 return 1, ExceptionInfo(), 0.0
 
         return super().on_apply(ending, args, kwargs, callback, **rest)

@@ -6,6 +6,8 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from qbridge.exceptions import TaskFailed
+
 __all__ = ["TypedRequest"]
 
 
@@ -29,3 +31,16 @@ class TypedRequest(Request):
     def content_encoding(self) -> None:
         """None: nothing is left to decode."""
         return
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """End a task that has failed; for a ``MemoryError`` too this task alone.
+
+        Celery takes one for its own and ends the worker. It is the task's: an array too large to be had, say. The
+        message stays unacknowledged, and so the next worker would run it, and end.
+        """
+        error = getattr(exc_info.exception, "exc", exc_info.exception)  # what came from a child is wrapped
+        if isinstance(error, MemoryError):
+            exc_info.exception = TaskFailed(
+                type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)
+            )
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
