@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qbridge.testing.servers.process import ChildProcess
-from qbridge.testing.waiting import wait_until
 from tests.docs import interpreter
 from tests.docs.samples import Sample, Story
+
+from qbridge.testing.servers.process import ChildProcess
+from qbridge.testing.waiting import wait_until
 
 __all__ = ["Teller"]
 
@@ -25,7 +26,7 @@ __all__ = ["Teller"]
 _BACKGROUND = {
     r"qbridge (-A \S+ )?worker\b": r"\bready\.",
     r"celery .*\bworker\b": r"\bready\.",
-    r"(qbridge|celery) .*\bbeat\b": r"beat: Starting",
+    r"(qbridge|celery) .*\bbeat\b": r"Sending due task",
     r"uvicorn\b": r"Uvicorn running",
 }
 _ASSIGNMENTS = re.compile(r"^(?:[A-Z_]+=\S+ +)+")
@@ -33,7 +34,7 @@ _COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _LOAD = "from qbridge import BridgeConfig; BridgeConfig()"
 #: Warnings are errors, but for the one that the first steps are meant to show.
 _STRICT = ("-W", "error", "-W", "default:no broker is configured")
-_PATIENCE = 120.0
+_PATIENCE = 60.0
 
 
 class Teller:
@@ -105,7 +106,7 @@ class Teller:
         self.write(sample.file, code)
         self.run([sys.executable, *_STRICT, "-c", _LOAD], sample)
 
-    tell_dotenv = tell_toml
+    tell_ini = tell_toml
 
     def tell_json(self, sample: Sample, code: str) -> None:
         """Something to read."""

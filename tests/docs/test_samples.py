@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-
 from tests.docs.samples import ROOT, Sample, Story, pages, stories_of
 from tests.docs.telling import Teller
 
