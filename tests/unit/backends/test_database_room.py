@@ -115,6 +115,14 @@ def test_celery_report_shows_no_password() -> None:
     assert SECRET not in app.bugreport()
 
 
+@pytest.mark.parametrize("name", ["password", "passwd", "sslpassword"])
+def test_a_password_among_the_parameters_is_refused_without_showing_it(name: str) -> None:
+    """Nobody masks it there: it was in the bridge's repr and in `celery report`."""
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        DatabaseResults(url=f"postgresql://u@h/d?{name}={SECRET}")
+    assert SECRET not in str(caught.value)
+
+
 def test_every_setting_is_one_that_celery_reads() -> None:
     """Celery accepts any name in silence."""
     results = DatabaseResults(url="sqlite:////a.db", table_names={"task": "t"}, table_schemas={"group": "s"}, expires=5)

@@ -38,6 +38,9 @@ def _as_text(value: Any) -> Any:
     return render(hide_password=False) if render is not None else value
 
 
+_SECRET_PARAMETERS = frozenset({"password", "passwd", "pwd", "sslpassword", "ssl_key_password"})
+
+
 class DatabaseResults(ResultBackend, frozen=True):
     """Results kept in an SQL database and read by anybody who knows the id, until they expire.
 
@@ -121,6 +124,12 @@ class DatabaseResults(ResultBackend, frozen=True):
             name = _installed_driver(name)
         url = url.set(drivername=name)
         _refuse_what_cannot_be_used(url)
+        secret = next((name for name in url.query if name.lower() in _SECRET_PARAMETERS), None)
+        if secret is not None:  # SQLAlchemy, kombu and Celery mask what stands before the @, and nothing else
+            raise ConfigurationError(
+                f"this URL has its {secret} among the query parameters, where logs and reports would show it",
+                "Write dialect+driver://user:password@host:port/database; a key's password belongs into a file.",
+            )
         if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith("file:"):
             # As of the working directory now: a daemon changes it, and its workers would use another file.
             url = url.set(database=str(Path(url.database).absolute()))
