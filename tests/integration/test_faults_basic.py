@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from qbridge import BatchError, Bridge, BridgeConfig, BrokerUnavailable, ResultsUnavailable, ResultTimeout
+from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, unblocked
-from qbridge.testing.contracts.tasks import runs
 from qbridge.testing.waiting import wait_until
 
 PUBLISH_TIMEOUT = 2.0

@@ -18,8 +18,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbridge.testing.contracts.kit import Contract
-from qbridge.testing.contracts.values import (
+from qbridge.testing.contract_app.values import (
     ANNOTATIONS,
     Cat,
     Colour,
@@ -33,18 +32,19 @@ from qbridge.testing.contracts.values import (
     Tree,
     same,
 )
+from qbridge.testing.contracts.kit import Contract
 
 # Each example is a batch of values or messages, so few of them are many.
 quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # -- values
 
+# pydantic writes offsets in whole minutes.
 whole_minutes = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 zones = st.none() | whole_minutes
 datetimes = st.datetimes(timezones=zones)
 decimals = st.decimals(allow_nan=False, allow_infinity=False)
-# ISO 8601 durations are read back up to this length.
-timedeltas = st.timedeltas(timedelta(days=-99_999_999), timedelta(days=99_999_999))
+timedeltas = st.timedeltas()
 spans = st.builds(Span, datetimes, timedeltas, st.frozensets(st.text()))
 tickets = st.builds(Ticket, id=st.uuids(), price=decimals, seal=st.binary(), holder=st.none() | st.text())
 floats = st.floats()
@@ -142,7 +142,7 @@ def test_generated_values_come_back_unchanged(echo: Contract, annotation: str) -
 # -- messages
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-ADD = "qbridge.testing.contracts.tasks.add"
+ADD = "qbridge.testing.contract_app.tasks.add"
 
 
 def body(args: Any = (1, 2), kwargs: Any = None, **embed: Any) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qbridge import ResultsUnavailable, ResultTimeout, ResultUnknown, TaskFailed, TaskRevoked
+from qbridge.testing.contract_app.tasks import OutOfStock, runs
 from qbridge.testing.contracts.kit import Contract
-from qbridge.testing.contracts.tasks import OutOfStock, runs
 from qbridge.testing.waiting import wait_until
 
 

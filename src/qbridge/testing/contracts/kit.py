@@ -19,12 +19,13 @@ from typing import Any
 from celery.worker.state import revoked
 
 from qbridge import Bridge, BridgeConfig, QueueConfig
-from qbridge.testing.contracts.tasks import declare
+from qbridge.testing.contract_app import READY
+from qbridge.testing.contract_app.tasks import declare
 from qbridge.testing.servers import ServerFailed
 from qbridge.testing.servers.process import ChildProcess
 from qbridge.testing.waiting import wait_until
 
-__all__ = ["QUEUES", "READY", "SHARED", "Blocked", "Contract", "WorkerProcess", "unblocked"]
+__all__ = ["QUEUES", "SHARED", "Blocked", "Contract", "WorkerProcess", "unblocked"]
 
 #: Queues that the shared worker consumes.
 SHARED = ("default", "slow", "reports.slow", "own")
@@ -34,11 +35,8 @@ QUEUES = (*SHARED, "idle", "inside", "fragile", "ranked")
 #: Crashes that one message survives: few, so that their end is seen soon.
 MAX_REDELIVERIES = 2
 
-#: Environment variable with the file that a worker makes once it consumes; its content is the node's name.
-READY = "QBRIDGE_TEST_WORKER_READY"
-
 _START = 60.0
-_PROGRAM = "qbridge.testing.contracts.app"
+_PROGRAM = "qbridge.testing.contract_app.app"
 
 
 class WorkerProcess:

@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 
 from qbridge import ArgumentsError, PayloadError, TaskFailed
+from qbridge.testing.contract_app.tasks import OutOfStock
+from qbridge.testing.contract_app.values import ANNOTATIONS, Ticket, same
 from qbridge.testing.contracts.kit import Contract
-from qbridge.testing.contracts.tasks import OutOfStock
-from qbridge.testing.contracts.values import ANNOTATIONS, Ticket, same
 from qbridge.testing.waiting import wait_until
 
 _ID = UUID("12345678-1234-5678-1234-567812345678")

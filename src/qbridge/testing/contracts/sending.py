@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qbridge import ArgumentsError, ConfigurationError, UnknownQueueError, UnsupportedFeature
+from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, unblocked
-from qbridge.testing.contracts.tasks import runs
 from qbridge.testing.waiting import wait_until
 
 

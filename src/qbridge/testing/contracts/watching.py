@@ -18,13 +18,13 @@ from qbridge import ResultsUnavailable
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.waiting import wait_until
 
-_OURS = "qbridge.testing.contracts.tasks."
+_OURS = "qbridge.testing.contract_app.tasks."
 
 
 def _elsewhere(contract: Contract, *words: str) -> Any:
-    """Run ``qbridge.testing.contracts.elsewhere`` and return what it says."""
+    """Run ``qbridge.testing.contract_app.elsewhere`` and return what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "qbridge.testing.contracts.elsewhere", *words],
+        [sys.executable, "-m", "qbridge.testing.contract_app.elsewhere", *words],
         env=contract.process_environment(),
         cwd=contract.folder,
         capture_output=True,

@@ -18,7 +18,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, Field
 
 from qbridge import Bridge, Retry, TaskContext
-from qbridge.testing.contracts.values import ANNOTATIONS, Ticket
+from qbridge.testing.contract_app.values import ANNOTATIONS, Ticket
 
 __all__ = ["OutOfStock", "Refused", "Seen", "declare", "runs"]
 

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from qbridge.exceptions import QBridgeError
-from qbridge.testing.contracts.app import bridge, tasks
+from qbridge.testing.contract_app.app import bridge, tasks
 
 
 def read(task_id: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a worker process of the contracts loads: a bridge configured by its environment, with every task.
 
-``qbridge worker -A qbridge.testing.contracts.app:bridge`` or ``celery -A qbridge.testing.contracts.app:app worker``.
+``qbridge worker -A qbridge.testing.contract_app.app:bridge``, or
+``celery -A qbridge.testing.contract_app.app:app worker``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 from celery.signals import worker_ready
 
 from qbridge import Bridge
-from qbridge.testing.contracts.kit import READY
-from qbridge.testing.contracts.tasks import declare
+from qbridge.testing.contract_app import READY
+from qbridge.testing.contract_app.tasks import declare
 
 __all__ = ["app", "bridge", "tasks"]
 
