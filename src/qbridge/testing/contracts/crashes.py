@@ -49,7 +49,7 @@ def test_a_killed_child_costs_a_run_and_not_the_task(qbridge_contract: Contract)
     saved = qbridge_contract.tasks.kill_child.delay(str(once), 1)
     lost = qbridge_contract.tasks.kill_child.delay(str(always), 100)
     assert saved.get(timeout=60) == 2
-    with pytest.raises((WorkerLostError, TaskFailed), match="signal 9|WorkerLostError"):
+    with pytest.raises((WorkerLostError, TaskFailed), match=r"signal 9|WorkerLostError"):
         lost.get(timeout=90)
     assert lost.failed()
     assert (len(runs(once)), len(runs(always))) == (2, MAX_REDELIVERIES + 1)
