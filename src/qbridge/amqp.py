@@ -74,7 +74,7 @@ class BridgeConnection(Connection):
 
     def get_transport_cls(self) -> Any:
         """Return the transport class for the URL's scheme, ours where there is one."""
-        transport = super().get_transport_cls()
+        transport: Any = super().get_transport_cls()
         return _BOUNDED.get(f"{transport.__module__}:{transport.__name__}", transport)
 
     def _ensure_connection(
@@ -87,7 +87,8 @@ class BridgeConnection(Connection):
         if left is not None:
             # one round over all hosts; whether there is time for another is decided by the sender
             max_retries, interval_start, timeout = max(0, len(self.alt) - 1), 0.1, left
-        return super()._ensure_connection(
+        ensure: Any = super()._ensure_connection  # kombu says int where it takes any number of seconds
+        return ensure(
             errback,
             max_retries,
             interval_start,
@@ -128,8 +129,12 @@ class BridgeConnection(Connection):
         else:
             self._do_close_self()
         self._do_close_transport()
-        self.declared_entities.clear()
+        self._forget_declared()
         self._connection = self._default_channel = self._confirms = None
+
+    def _forget_declared(self) -> None:
+        if self.declared_entities is not None:
+            self.declared_entities.clear()
 
     def say_goodbye(self) -> None:
         """Close with a handshake: it makes sure that a server has read all that was sent. A silent one is left.
@@ -161,7 +166,8 @@ class BridgeConnection(Connection):
     def confirms(self) -> ConfirmChannel:
         """Return the channel for confirmed messages, opened at first use and again after a reconnect."""
         if not self.connected:
-            self._ensure_connection(**self._extract_failover_opts())
+            options: Any = self._extract_failover_opts()
+            self._ensure_connection(**options)
         amqp = self.connection
         if self._confirms is None or self._confirms.amqp is not amqp or not self._confirms.usable:
             self._confirms = ConfirmChannel(amqp)
@@ -294,7 +300,7 @@ class BridgeProducer(Producer):
             return once()
         except NotConfirmed as error:
             # what was declared may be gone from the server
-            connection.declared_entities.clear()
+            connection._forget_declared()
             if error.may_have_arrived or self.window or not declare:
                 raise
             return once()

@@ -222,7 +222,7 @@ class Task(Generic[P, R_co]):
 class AsyncTask(Task[P, R_co]):
     """A task declared with ``async def``: called plainly it is awaited; sent like any other."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride] - the one difference of an async task
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:  # type: ignore[override]  # the one difference
         """Return the coroutine of the function, to be awaited here."""
         return cast("Coroutine[Any, Any, R_co]", super().__call__(*args, **kwargs))
 

@@ -78,7 +78,7 @@ class _KeepsItsSlots(WorkController):
             self._quick_release()
             state.task_ready(req)
             # Not raised: where the slot was waited for, nobody above would catch it.
-            self.consumer.refuse(req.message, error)
+            self.__dict__["consumer"].refuse(req.message, error)
 
     def _quick_release(self) -> None:
         """Replaced per instance where there are slots to count (Celery's ``Pool`` step)."""

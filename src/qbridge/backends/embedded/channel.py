@@ -59,7 +59,7 @@ class Channel(virtual.Channel):
     qos: Any  # a QoS, made at first use; a property of the base class
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
-        super().__init__(connection, **kwargs)  # type: ignore[no-untyped-call]  # kombu's methods are untyped
+        super().__init__(connection, **kwargs)
         self._subscriptions: deque[Subscription] = deque()
 
     @property
@@ -187,7 +187,7 @@ class Channel(virtual.Channel):
 
     def outgoing(self, message: Message, exchange: str, routing_key: str) -> Outgoing:
         """The row that a prepared message becomes."""
-        priority = self._get_message_priority(message)  # type: ignore[no-untyped-call]  # kombu's
+        priority = self._get_message_priority(message)
         return envelope.seal(message, exchange or "", routing_key or "", priority)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
@@ -274,7 +274,7 @@ class Channel(virtual.Channel):
 
     def _received(self, claim: Claim, no_ack: bool) -> Any:
         payload = envelope.open_up(claim)
-        message = self.Message(payload, channel=self)  # type: ignore[no-untyped-call]  # kombu's
+        message = self.Message(payload, channel=self)
         if not no_ack:
             self.qos.append(message, message.delivery_tag)
         return message

@@ -38,7 +38,7 @@ def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Ou
     return Outgoing(
         exchange,
         routing_key,
-        kombu_json.dumps({key: value for key, value in message.items() if key != "body"}),  # type: ignore[no-untyped-call]
+        kombu_json.dumps({key: value for key, value in message.items() if key != "body"}),
         message["body"],
         priority,
         durable=properties.get("delivery_mode", 2) == 2,
@@ -53,7 +53,7 @@ def open_up(claim: Claim) -> Message:
     and does not stop the worker.
     """
     try:
-        message: Message = kombu_json.loads(claim.envelope)  # type: ignore[no-untyped-call]  # kombu's
+        message: Message = kombu_json.loads(claim.envelope)
         info: dict[str, Any] = message["properties"]["delivery_info"]
     except (ValueError, TypeError, KeyError):
         info = {"exchange": "", "routing_key": ""}

@@ -73,7 +73,7 @@ class Transport(virtual.Transport):
     recoverable_channel_errors = ()
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)  # type: ignore[no-untyped-call]  # kombu's methods are untyped
+        super().__init__(client, **kwargs)
         options = client.transport_options
         self.publish_timeout = float(options.get("publish_timeout", 10.0))
         self.sweep_interval = float(options.get("sweep_interval", 1.0))
@@ -104,11 +104,11 @@ class Transport(virtual.Transport):
     def establish_connection(self) -> Any:
         self._pid = os.getpid()
         self.store.database.open()
-        return super().establish_connection()  # type: ignore[no-untyped-call]  # kombu's
+        return super().establish_connection()
 
     def close_connection(self, connection: Any) -> None:
         try:
-            super().close_connection(connection)  # type: ignore[no-untyped-call]  # kombu's
+            super().close_connection(connection)
         finally:
             self._detach()
             presence, self._presence = self._presence, None

@@ -69,7 +69,7 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
         self.thread_safe = True
 
     @cached_property
-    def retry_policy(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # kombu's cached_property
+    def retry_policy(self) -> Any:  # kombu's cached_property
         """Celery's, with an end: against a frozen server each attempt takes ``redis_socket_timeout``."""
         return {**Backend.retry_policy, "timeout": 30.0, **(self._transport_options.get("retry_policy") or {})}
 
@@ -77,7 +77,10 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
         """Do nothing: who waits subscribes then, and looks at the key.
 
         Celery subscribes at each send, which costs a command per send and one more for every result nobody waits for.
+        Under ``defaults="celery"`` nothing is done otherwise than there.
         """
+        if not getattr(self.app, "safe", True):
+            super().on_task_call(producer, task_id)
 
     def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
         # Celery's own calls SETEX, which redis-py deprecates: under -W error no result would be stored.
@@ -109,5 +112,5 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
                 client.connection_pool.disconnect()
 
 
-class SentinelBackend(RedisBackend, CelerySentinelBackend):  # pyright: ignore[reportIncompatibleVariableOverride]
+class SentinelBackend(RedisBackend, CelerySentinelBackend):
     """The same with Sentinels that know where the master is."""

@@ -47,16 +47,16 @@ class _OurChannel:
         A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
         """
         try:
-            super()._put(queue, message, **options)  # type: ignore[misc]  # kombu's
+            super()._put(queue, message, **options)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
         except Exception as error:
             if type(error).__name__ in _NO_ANSWER and "connecting to" not in str(error):
-                error.may_have_arrived = True  # type: ignore[attr-defined]  # read by those who send
+                error.__dict__["may_have_arrived"] = True  # read by those who send
             raise
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
         """Consume a queue; items that are no messages do not reach the callback."""
         channel: Any = self
-        consuming = super().basic_consume(queue, no_ack, callback, *args, **kwargs)  # type: ignore[misc]  # kombu's
+        consuming = super().basic_consume(queue, no_ack, callback, *args, **kwargs)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
 
         def deliver(item: Any) -> Any:
             try:
@@ -76,7 +76,7 @@ class _OurChannel:
     def _brpop_read(self, **options: Any) -> Any:
         self._handed_over = False
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]  # kombu's
+            return super()._brpop_read(**options)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
         except (ValueError, RecursionError) as error:
             if self._handed_over:
                 raise
@@ -86,7 +86,7 @@ class _OurChannel:
     def _get(self, queue: str, *args: Any) -> Any:
         while True:
             try:
-                return _envelope(super()._get(queue, *args), queue)  # type: ignore[misc]  # kombu's
+                return _envelope(super()._get(queue, *args), queue)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
             except _FAULTS as error:
                 _thrown_away(queue, error)
 

@@ -76,7 +76,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
         return cast("_Replies", replies)
 
     @property
-    def oid(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def oid(self) -> str:
         """The address of replies: Celery's own caches it across forks."""
         return str(self.app.thread_oid)
 

@@ -143,7 +143,7 @@ def renamed(value: int) -> int:
 @task()
 def wrong_result(how: str) -> int:
     """Return what is not declared."""
-    return how  # type: ignore[return-value]  # what it is for
+    return how  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # what it is for
 
 
 @task()

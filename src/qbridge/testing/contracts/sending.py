@@ -201,7 +201,7 @@ def test_a_remote_declaration_reaches_the_workers_task(qbridge_contract: Contrac
 
     assert renamed.delay(7).get(timeout=20) == -7
     with pytest.raises(ArgumentsError):
-        renamed.delay("7")  # type: ignore[arg-type]  # the point
+        renamed.delay("7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the point
     with pytest.raises(ConfigurationError):
         renamed(7)
 
