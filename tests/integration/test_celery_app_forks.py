@@ -69,7 +69,7 @@ def bridge(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Bridge]:
                 yield made
 
 
-class _file:
+class _file:  # noqa: N801
     """A stand-in for a server's ``fresh()``."""
 
     def __init__(self, folder: Any) -> None:

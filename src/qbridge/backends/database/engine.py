@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -83,6 +84,23 @@ class Guard:
                 # A duplicate, because closing a socket object would close the driver's descriptor.
                 with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
                     line.shutdown(socket.SHUT_RDWR)
+
+
+_sqlite_engines: WeakSet[Engine] = WeakSet()
+
+
+def _close_sqlite_connections() -> None:
+    """Close idle SQLite connections just before a fork.
+
+    A child inherits SQLite's table of locks without the kernel's locks behind it: with a WAL connection of the parent
+    open across the fork, a row that the child commits on a connection of its own is gone once others close the file.
+    """
+    for engine in list(_sqlite_engines):
+        with suppress(Exception):  # the fork comes anyway
+            engine.dispose()
+
+
+os.register_at_fork(before=_close_sqlite_connections)
 
 
 class PooledEngine:
@@ -153,6 +171,7 @@ class PooledEngine:
         if url.get_backend_name() == "sqlite":
             _make_folder(url)
             event.listen(engine, "connect", _prepare_sqlite)
+            _sqlite_engines.add(engine)
         else:
             event.listen(engine, "checkout", guard.watch)
             event.listen(engine, "checkin", guard.release)
