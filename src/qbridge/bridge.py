@@ -224,11 +224,11 @@ class Bridge(Declares):
         if app.conf.task_always_eager:
             outcome = task.send_encoded(args, kwargs, **ready)
             return TaskResult(outcome.id, EagerReader(outcome), definition.signature.decode_result, definition.name)
-        publish = partial(task.send_encoded, args, kwargs, retry=False, **ready)
+        attempts = Attempts(app, self._config.broker)
         if app.safe:
-            Attempts(app, self._config.broker).run(publish)
+            attempts.run(partial(task.send_encoded, args, kwargs, retry=False, **ready))
         else:
-            task.send_encoded(args, kwargs, **ready)
+            attempts.once(partial(task.send_encoded, args, kwargs, **ready))
         return self._handle(definition, ready["task_id"])
 
     def _options(self, definition: TaskDefinition, given: Mapping[str, Any]) -> dict[str, Any]:

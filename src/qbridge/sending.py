@@ -71,6 +71,23 @@ class Attempts:
                 time.sleep(wait)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
+    def once(self, publish: Callable[[], T]) -> T:
+        """Call ``publish`` under Celery's own bounds and retries, and raise our error where Celery gives up.
+
+        Raises:
+            BrokerUnavailable: if the broker did not take the message.
+        """
+        began = time.monotonic()
+        try:
+            return publish()
+        except QBridgeError:
+            raise
+        except Exception as error:
+            if not self._is_broker_error(error):
+                raise
+            # without confirmations nobody can say that the broker has nothing of it
+            raise self.unavailable(error, time.monotonic() - began, True) from error
+
     def unavailable(self, error: Exception, waited: float, sent: bool) -> BrokerUnavailable:
         """Return the error that says which broker, how long, and whether the message may be there."""
         where = self._broker.safe_url()

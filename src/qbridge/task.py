@@ -226,6 +226,10 @@ class AsyncTask(Task[P, R_co]):
         """Return the coroutine of the function, to be awaited here."""
         return cast("Coroutine[Any, Any, R_co]", super().__call__(*args, **kwargs))
 
+    def using(self, **options: Unpack[SendOptions]) -> AsyncTask[P, R_co]:
+        """Return the same task with other send options; see :meth:`Task.using`."""
+        return cast("AsyncTask[P, R_co]", super().using(**options))
+
 
 class Declares:
     """``task`` and ``remote``: the decorators that a bridge and a task set share."""

@@ -66,3 +66,16 @@ def test_celerys_own_default_broker_is_not_called_an_embedded_one() -> None:
         warnings.simplefilter("error")
         made.celery.conf.broker_url = "memory://"
         made.send("x")
+
+
+def test_an_unreachable_broker_is_our_error_under_celerys_defaults_too(closed_port: int) -> None:
+    """Celery's own retries run out, and the caller gets one type of error whatever the defaults."""
+    raw = {"task_publish_retry_policy": {"max_retries": 0}, "broker_transport_options": {"max_retries": 0}}
+    broker = f"amqp://guest:guest@127.0.0.1:{closed_port}//"
+    with Bridge(BridgeConfig(broker=broker, results="none", defaults="celery", celery=raw)) as bridge:
+
+        @bridge.task
+        def one() -> None: ...
+
+        with pytest.raises(BrokerUnavailable, match="did not take the message"):
+            one.delay()
