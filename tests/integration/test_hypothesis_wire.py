@@ -1,5 +1,7 @@
 """Does whatever hypothesis thinks of cross the wire unchanged, and can no message kill a worker?"""
 
+# long because: generated values and generated garbage share the workers that they go through.
+
 from __future__ import annotations
 
 import base64

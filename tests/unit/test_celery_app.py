@@ -1,5 +1,7 @@
 """Is ``bridge.celery`` an ordinary Celery app, whose settings may be assigned at any time?"""
 
+# long because: one sentence per thing that users of plain Celery rely on.
+
 from __future__ import annotations
 
 import copy

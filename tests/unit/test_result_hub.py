@@ -107,8 +107,8 @@ def test_a_result_that_is_there_is_returned_at_once(app: celery.Celery, hub: Res
 def test_a_result_that_comes_is_returned_soon(app: celery.Celery, hub: ResultHub) -> None:
     """A wait ends some milliseconds after the result is stored; states on the way do not end it."""
     app.backend.store_result("1", None, "STARTED")
-    later(0.1, app.backend.store_result, "1", 5, "SUCCESS")
     started = time.monotonic()
+    later(0.1, app.backend.store_result, "1", 5, "SUCCESS")
     assert 5 == hub.wait("1", 10)["result"]
     assert 0.1 <= time.monotonic() - started < 1
 
