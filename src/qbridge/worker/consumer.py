@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from amqp.exceptions import ResourceLocked
 from celery.app.trace import build_tracer
 from celery.concurrency import solo
 from celery.exceptions import InvalidTaskError
@@ -23,6 +24,17 @@ logger = get_logger(__name__)
 
 MESSAGE_FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 """Errors that are the message's fault; kombu's Redis transport counts KeyError among its connection errors."""
+
+
+_NAME_TAKEN = 5.0
+"""Seconds between two attempts under a name that another worker has: it may be on its way out."""
+
+
+def _pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        maybe_shutdown()
+        time.sleep(0.1)
 
 
 class _Strategies(dict[str, Any]):
@@ -45,13 +57,14 @@ class _Strategies(dict[str, Any]):
 
 
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with six differences.
+    """Celery's consumer, with seven differences.
 
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
     The solo pool acknowledges at once: from the event loop's queue it would wait for an unrelated timer
     (2 to 35 tasks/s on RabbitMQ with a prefetch of 1).
     Green pools do not wait for heartbeats of the event connection after each message.
     A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
+    A worker whose name is taken says so and asks again after a while too.
     Tasks declared while the worker runs are run too.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
@@ -79,10 +92,18 @@ class BridgeConsumer(Consumer):
             "The broker %s refuses this worker: %s. Trying again in %g seconds; `qbridge check` says what to do.",
             self.conninfo.as_uri(), str(exc).rstrip("."), wait,
         )  # fmt: skip
-        until = time.monotonic() + wait
-        while time.monotonic() < until:
-            maybe_shutdown()
-            time.sleep(0.1)
+        _pause(wait)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Say so and wait where another worker has this one's name: Celery tries again at once, for ever."""
+        super().on_connection_error_after_connected(exc)
+        if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):
+            logger.error(
+                "Another worker on this broker is called %s: its queue for remote control is locked, and this worker "
+                "cannot start beside it. Give it a name of its own: -n another@%%h. Trying again in %g seconds.",
+                self.hostname, _NAME_TAKEN,
+            )  # fmt: skip
+            _pause(_NAME_TAKEN)
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject: at once where the task runs in the loop itself, else as Celery does."""
