@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import uuid4
 
+from celery import Celery
 from celery.backends.base import DisabledBackend
 
 from qbridge.backends.embedded import EmbeddedBroker
@@ -83,8 +84,11 @@ class Bridge(Declares):
         return dict(self._tasks)
 
     @property
-    def celery(self) -> BridgeCelery:
+    def celery(self) -> Celery:
         """The Celery app underneath: ``celery -A proj.tasks worker``, Flower, beat and Sentry work with it."""
+        return self._celery()
+
+    def _celery(self) -> BridgeCelery:
         with self._lock:
             if self._app is None:
                 self._app = self._make_app()
@@ -120,7 +124,7 @@ class Bridge(Declares):
 
     def queue_of(self, definition: TaskDefinition) -> str:
         """Return the name of the queue that a task goes to by default."""
-        return definition.queue or str(self.celery.conf.task_default_queue)
+        return definition.queue or str(self._celery().conf.task_default_queue)
 
     # -- declaring tasks
 
@@ -210,13 +214,13 @@ class Bridge(Declares):
             ready = self._options(definition, options)
             ready.setdefault("task_id", str(uuid4()))
             prepared.append((definition, self._celery_task(definition), call, ready))
-        send_batch(self.celery, self._config.broker, [(task, call, options) for _, task, call, options in prepared])
+        send_batch(self._celery(), self._config.broker, [(task, call, options) for _, task, call, options in prepared])
         return [self._handle(definition, options["task_id"]) for definition, _, _, options in prepared]
 
     def send_call(self, definition: TaskDefinition, call: Call, options: Mapping[str, Any]) -> TaskResult[Any]:
         """Send one encoded call; what ``Task.delay`` ends in."""
         self._before_send()
-        app = self.celery
+        app = self._celery()
         task = self._celery_task(definition)
         ready = self._options(definition, options)
         ready.setdefault("task_id", str(uuid4()))
@@ -247,14 +251,14 @@ class Bridge(Declares):
         """Ask RabbitMQ for its version: the connection has it from the server's greeting."""
 
         def ask() -> tuple[int, ...]:
-            with self.celery.pool.acquire(block=True) as connection:
+            with self._celery().pool.acquire(block=True) as connection:
                 text = str(connection.connection.server_properties.get("version", "0"))
             return tuple(int(part) for part in text.split("-", maxsplit=1)[0].split(".") if part.isdigit())
 
-        return Attempts(self.celery, self._config.broker).run(ask)
+        return Attempts(self._celery(), self._config.broker).run(ask)
 
     def _celery_task(self, definition: TaskDefinition) -> TypedTask:
-        app = self.celery
+        app = self._celery()
         task = self._celery_tasks.get(definition.name)
         if task is None or task.definition is not definition:
             self._attach(app, definition)
@@ -314,7 +318,7 @@ class Bridge(Declares):
 
     def _handle(self, definition: TaskDefinition, task_id: str) -> TaskResult[Any]:
         reader: ResultReader
-        nowhere = isinstance(self.celery.backend, DisabledBackend)  # not the config: settings may be assigned
+        nowhere = isinstance(self._celery().backend, DisabledBackend)  # not the config: settings may be assigned
         if nowhere or definition.options.get("results") is False:
             reader = NoReader(definition.name, nowhere, self._revoke)
         else:
@@ -325,12 +329,12 @@ class Bridge(Declares):
         with self._lock:
             if self._reader is None:
                 self._refuse_closed()
-                self._reader = HubReader(self.celery, self._config.results, self._revoke)
+                self._reader = HubReader(self._celery(), self._config.results, self._revoke)
             return self._reader
 
     def _revoke(self, task_id: str, terminate: bool) -> None:
         self._refuse_closed()
-        app = self.celery
+        app = self._celery()
         tell = partial(app.control.revoke, task_id, terminate=terminate)
         if app.safe:
             Attempts(app, self._config.broker).run(tell)
@@ -368,7 +372,7 @@ class Bridge(Declares):
         from qbridge.worker.main import in_process_worker  # a caller that only sends never loads Celery's worker
 
         return in_process_worker(
-            self.celery, pool=pool, concurrency=concurrency, queues=names,
+            self._celery(), pool=pool, concurrency=concurrency, queues=names,
             start_timeout=start_timeout, stop_timeout=stop_timeout,
         )  # fmt: skip
 

@@ -97,10 +97,10 @@ class BridgeSettings(Settings):
         super().add_defaults(d)
         self._tell(None)
 
-    broker_url = property(lambda self: self.first("broker_url", "broker_host"))
-    broker_read_url = property(lambda self: self.get("broker_read_url") or self.broker_url)
-    broker_write_url = property(lambda self: self.get("broker_write_url") or self.broker_url)
-    result_backend = property(lambda self: self.first("result_backend", "CELERY_RESULT_BACKEND"))
+    broker_url: Any = property(lambda self: self.first("broker_url", "broker_host"))
+    broker_read_url: Any = property(lambda self: self.get("broker_read_url") or self.broker_url)
+    broker_write_url: Any = property(lambda self: self.get("broker_write_url") or self.broker_url)
+    result_backend: Any = property(lambda self: self.first("result_backend", "CELERY_RESULT_BACKEND"))
 
 
 class BridgeRegistry(TaskRegistry):
@@ -154,7 +154,7 @@ class BridgeCelery(Celery):
         for name, value in (bridge_options or {}).items():
             setattr(self, name, value)
         self._bridge_options = dict(bridge_options or {})
-        self.pools_lock = threading.RLock()
+        self.pools_lock: Any = threading.RLock()
         self._delays_declared: tuple[Any, set[str]] = (None, set())
         kwargs["set_as_current"] = False
         super().__init__(main, **kwargs)

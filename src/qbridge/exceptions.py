@@ -159,7 +159,7 @@ class TaskFailed(QBridgeError):
         self.message = message
         self.remote_traceback = remote_traceback
         self.task_id = task_id
-        self.what = f"task {task_id} failed in the worker with {type_name}: {message}"
+        self.what: str = f"task {task_id} failed in the worker with {type_name}: {message}"
         self.todo = ""
 
 
@@ -191,6 +191,6 @@ class BatchError(QBridgeError):
         uncertain: Sequence[str] = (),
     ) -> None:
         super().__init__(what, todo, list(confirmed), list(unsent), list(uncertain))
-        self.confirmed = list(confirmed)
-        self.unsent = list(unsent)
-        self.uncertain = list(uncertain)
+        self.confirmed: list[str] = list(confirmed)
+        self.unsent: list[str] = list(unsent)
+        self.uncertain: list[str] = list(uncertain)

@@ -29,8 +29,8 @@ class HubReader:
         self._app = app
         self._revoke = revoke
         bounds = {name: getattr(results, name) for name in ("poll_min", "poll_max") if hasattr(results, name)}
-        self.hub = ResultHub(app, **bounds)
-        self.default_timeout = results.timeout
+        self.hub: ResultHub = ResultHub(app, **bounds)
+        self.default_timeout: float = results.timeout
 
     def wait(self, task_id: str, timeout: float) -> Meta:
         """Return the outcome as soon as there is one."""
@@ -69,7 +69,7 @@ class HubReader:
 class EagerReader:
     """Reads the outcome of a task that ran in the caller (Celery's ``task_always_eager``)."""
 
-    default_timeout = 0.0
+    default_timeout: float = 0.0
 
     def __init__(self, outcome: Any) -> None:
         self._outcome = outcome
@@ -107,7 +107,7 @@ class NoReader:
         revoke: tells the workers.
     """
 
-    default_timeout = 0.0
+    default_timeout: float = 0.0
 
     def __init__(self, task: str, nowhere: bool, revoke: Revoke) -> None:
         self._revoke = revoke

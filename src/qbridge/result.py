@@ -66,8 +66,8 @@ class TaskResult(Generic[R_co]):
     __slots__ = ("_decode", "_forgotten", "_meta", "_reader", "id", "task_name")
 
     def __init__(self, task_id: str, reader: ResultReader, decode: Callable[[Any], R_co], task_name: str = "") -> None:
-        self.id = task_id
-        self.task_name = task_name
+        self.id: str = task_id
+        self.task_name: str = task_name
         self._reader = reader
         self._decode = decode
         self._meta: Meta | None = None

@@ -38,13 +38,14 @@ class TaskDefinition:
         self.function = function
         self.context = context
         self.remote = remote
-        self.name = options.get("name") or default_name(function)
-        self.options = options = checked_task_options(self.name, options)
-        self.queue = options.get("queue")
-        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        self.name: str = options.get("name") or default_name(function)
+        options = checked_task_options(self.name, options)
+        self.options: TaskOptions = options
+        self.queue: str | None = options.get("queue")
+        self.is_async: bool = inspect.iscoroutinefunction(inspect.unwrap(function))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"task {self.name} is a generator", "Return a list; a result is one value.")
-        self.signature = Signature(function, self.name, context=context, strict=options.get("strict", True))
+        self.signature: Signature = Signature(function, self.name, context=context, strict=options.get("strict", True))
 
     @property
     def place(self) -> tuple[str, str]:
@@ -102,11 +103,11 @@ class Task(Generic[P, R_co]):
         self._definition = definition
         self._sender = sender
         self._options: Mapping[str, Any] = options or {}
-        self.__name__ = getattr(definition.function, "__name__", definition.name)
+        self.__name__: str = getattr(definition.function, "__name__", definition.name)
         self.__qualname__ = getattr(definition.function, "__qualname__", self.__name__)
         self.__module__ = getattr(definition.function, "__module__", __name__)
         self.__doc__ = definition.function.__doc__
-        self.__wrapped__ = definition.function
+        self.__wrapped__: Callable[..., Any] = definition.function
 
     @property
     def name(self) -> str:

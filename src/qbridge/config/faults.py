@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -153,7 +153,7 @@ def _clean(loc: tuple[str | int, ...], root: Node) -> tuple[Path, list[str]]:
 class ConfigModel(BaseModel):
     """Base of the small models: frozen, nothing unknown, faults as ``ConfigurationError``."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True, use_attribute_docstrings=True
     )
 

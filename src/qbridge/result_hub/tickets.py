@@ -31,12 +31,12 @@ class Ticket:
     __slots__ = ("hurried", "looked", "order", "task_id")
 
     def __init__(self, task_id: str, order: str) -> None:
-        self.task_id = task_id
-        self.order = order
+        self.task_id: str = task_id
+        self.order: str = order
         #: The backend was asked at least once since this ticket was drawn.
-        self.looked = False
+        self.looked: bool = False
         #: Time is up: one look is all that the caller still waits for.
-        self.hurried = False
+        self.hurried: bool = False
 
     def answer(self, outcome: Any) -> None:
         """Give the caller the outcome; from any thread, the first one counts."""

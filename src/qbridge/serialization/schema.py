@@ -138,7 +138,7 @@ class Fields:
 
     def __init__(self, owner: str, annotations: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> None:
         annotations = {name: readable(annotation) for name, annotation in annotations.items()}
-        self.names = tuple(annotations)
+        self.names: tuple[str, ...] = tuple(annotations)
         annotations = {name: readable(annotation) for name, annotation in annotations.items()}
         self._keys = {name: f"f{index}" for index, name in enumerate(self.names)}
         self._names = {key: name for name, key in self._keys.items()}
@@ -153,7 +153,9 @@ class Fields:
         # _use_prebuilt=False: without it pydantic-core takes a nested model's own, already compiled serializer
         self._validator = SchemaValidator(schema, _use_prebuilt=False)
         self._serializer = SchemaSerializer(schema, _use_prebuilt=False)
-        self.ambiguous = any(node["type"] == "union" and len(node.get("choices", ())) > 1 for node in _walk(schema))
+        self.ambiguous: bool = any(
+            node["type"] == "union" and len(node.get("choices", ())) > 1 for node in _walk(schema)
+        )
         """True if a union may read a value back as another of its members; such values are compared when sent."""
 
     def check(self, values: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class BridgeConsumer(Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(without_mingle=True, without_gossip=True)
         super().__init__(*args, **kwargs)
-        self.strategies = _Strategies(self)
+        self.strategies: Any = _Strategies(self)
         self._refusals = 0
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
         if getattr(self.pool, "is_green", False) and not self.hub:

@@ -39,7 +39,9 @@ from qbridge.serialization.results import TypedResultMixin, has_types, revive
 
 __all__ = ["DatabaseBackend"]
 
-ensure_bytes = cast("Callable[[Any], bytes]", encoding.ensure_bytes)  # kombu leaves it without types
+ensure_bytes: Callable[[Any], bytes] = cast(
+    "Callable[[Any], bytes]", encoding.ensure_bytes
+)  # kombu leaves it without types
 
 _BATCH = 500
 _CREATE_ATTEMPTS = 6
@@ -64,21 +66,21 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
         BaseBackend.__init__(self, expires_type=maybe_timedelta, url=url, **kwargs)
         conf = self.app.conf
         self.thread_safe = True
-        self.url = url or dburi or conf.database_url
+        self.url: str = url or dburi or conf.database_url
         if not self.url:
             raise ImproperlyConfigured("The database result backend has no URL; set result_backend to db+<URL>.")
         always, most = conf.result_backend_always_retry, conf.result_backend_max_retries
         # As in Celery: this backend retries unless told not to.
         self.always_retry = always if conf.value_set_for("result_backend_always_retry") and always is not None else True
         self.max_retries = most if conf.value_set_for("result_backend_max_retries") and most is not None else 3
-        self.engine_options = {**(conf.database_engine_options or {}), **(engine_options or {})}
+        self.engine_options: dict[str, Any] = {**(conf.database_engine_options or {}), **(engine_options or {})}
         self.short_lived_sessions = True
-        self.tables = ResultTables(conf.database_table_names, conf.database_table_schemas)
+        self.tables: ResultTables = ResultTables(conf.database_table_names, conf.database_table_schemas)
         callback = kwargs.get("engine_callback", conf.database_engine_callback)
         if isinstance(callback, str):
             callback = symbol_by_name(callback)
         options = conf.result_backend_transport_options or {}
-        self.operation_timeout = float(options.get("operation_timeout", 10.0))
+        self.operation_timeout: float = float(options.get("operation_timeout", 10.0))
         self._pooled = PooledEngine(
             self.url,
             self.engine_options,

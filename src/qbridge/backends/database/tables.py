@@ -36,9 +36,9 @@ class ResultTables:
 
     def __init__(self, names: Mapping[str, str] | None = None, schemas: Mapping[str, str] | None = None) -> None:
         names, schemas = names or {}, schemas or {}
-        self.metadata = sa.MetaData()
+        self.metadata: sa.MetaData = sa.MetaData()
         schema = schemas.get("task")
-        self.task = sa.Table(
+        self.task: sa.Table = sa.Table(
             names.get("task") or "celery_taskmeta",
             self.metadata,
             sa.Column(
@@ -65,7 +65,7 @@ class ResultTables:
             sqlite_autoincrement=True,
         )
         schema = schemas.get("group")
-        self.group = sa.Table(
+        self.group: sa.Table = sa.Table(
             names.get("group") or "celery_tasksetmeta",
             self.metadata,
             sa.Column(

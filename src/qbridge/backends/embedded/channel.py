@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "PublishBatch"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # kombu has no usable types here: its base classes, messages and callbacks are Any at this border.
 Message = dict[str, Any]

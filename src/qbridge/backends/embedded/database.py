@@ -84,7 +84,7 @@ class Database:
         self.path = path
         self.timeout = timeout
         self._create = create
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._synced = False

@@ -50,7 +50,7 @@ class Presence:
 
     def __init__(self, folder: Path) -> None:
         self._pid = os.getpid()
-        self.id = f"{self._pid}-{uuid.uuid4().hex[:16]}"
+        self.id: str = f"{self._pid}-{uuid.uuid4().hex[:16]}"
         self._files = [folder / f"{self.id}.lock", folder / f"{self.id}.wake"]
         self._descriptors: list[int] = []
         begin_anew_after_fork(self)

@@ -18,7 +18,7 @@ class QoS(virtual.QoS):
     def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
         # Not the base's: its dictionaries, and its restoring at exit, are for transports that lose what they hand out.
         self.channel = channel
-        self.prefetch_count = prefetch_count or 0
+        self.prefetch_count: int = prefetch_count or 0
         self._claims: dict[str, tuple[int, int]] = {}
         self._messages: dict[str, Any] = {}
 

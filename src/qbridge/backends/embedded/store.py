@@ -57,8 +57,8 @@ class Store(Topology):
     """
 
     def __init__(self, path: Path, timeout: float) -> None:
-        self.database = Database(path, timeout)
-        self.folder = presence.folder_of(path)
+        self.database: Database = Database(path, timeout)
+        self.folder: Path = presence.folder_of(path)
 
     # Messages
 

@@ -46,7 +46,7 @@ from qbridge.backends.forking import begin_anew_after_fork
 
 __all__ = ["Transport"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SETTLE_PATIENCE = 1.0
 """Seconds that an acknowledgement waits for a busy file before it is put off to the next sweep."""
@@ -63,23 +63,23 @@ class Transport(virtual.Transport):
     polling_interval: Any = None
     driver_type = "embedded"
     driver_name = "sqlite3"
-    implements = virtual.Transport.implements.extend(
+    implements: Any = virtual.Transport.implements.extend(
         asynchronous=True, batch_publish=True, exchange_type=EXCHANGE_TYPES, heartbeats=False
     )
     connection_errors: Any = (AMQPConnectionError, FileUnavailable)
     channel_errors: Any = (ChannelError,)
     # Everything else was tried for publish_timeout seconds already: kombu must not multiply that bound.
-    recoverable_connection_errors = (RecoverableConnectionError, FileReplaced)
-    recoverable_channel_errors = ()
+    recoverable_connection_errors: tuple[type[Exception], ...] = (RecoverableConnectionError, FileReplaced)
+    recoverable_channel_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         options = client.transport_options
-        self.publish_timeout = float(options.get("publish_timeout", 10.0))
-        self.sweep_interval = float(options.get("sweep_interval", 1.0))
+        self.publish_timeout: float = float(options.get("publish_timeout", 10.0))
+        self.sweep_interval: float = float(options.get("sweep_interval", 1.0))
         name = client.hostname or ""
         url = name if "://" in name else f"embedded:///{(client.virtual_host or '').lstrip('/')}"
-        self.store = Store(path_of(url).absolute(), self.publish_timeout)
+        self.store: Store = Store(path_of(url).absolute(), self.publish_timeout)
         self._presence: Presence | None = None
         self._pid = os.getpid()
         self._loop: Any = None

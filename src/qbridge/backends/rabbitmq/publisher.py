@@ -57,7 +57,7 @@ class ConfirmChannel:
 
     def __init__(self, connection: Any) -> None:
         self.amqp = connection
-        self.channel = connection.channel()
+        self.channel: Any = connection.channel()
         self.channel.confirm_select()
         self.channel.events["basic_ack"].add(self._on_ack)
         self.channel.events["basic_nack"].add(self._on_nack)
@@ -65,7 +65,7 @@ class ConfirmChannel:
         self.pending: set[int] = set()
         self.refused: set[int] = set()
         self.returned: list[str] = []
-        self.next_tag = 1
+        self.next_tag: int = 1
 
     @property
     def usable(self) -> bool:

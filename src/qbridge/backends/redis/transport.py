@@ -19,7 +19,7 @@ from typing import Any
 
 __all__ = ["CONSUME_ORDER", "derive"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CONSUME_ORDER = (9, 0, 3, 6)
 

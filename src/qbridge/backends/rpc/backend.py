@@ -26,9 +26,9 @@ from qbridge.serialization.results import TypedResultMixin, has_types
 
 __all__ = ["RPCBackend"]
 
-loads = cast("Callable[..., Any]", serialization.loads)  # kombu leaves it without types
+loads: Callable[..., Any] = cast("Callable[..., Any]", serialization.loads)  # kombu leaves it without types
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _PATIENCE = 3  # times the app's publish timeout
 

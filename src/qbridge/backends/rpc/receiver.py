@@ -20,7 +20,7 @@ __all__ = ["ReplyReceiver"]
 
 _make_consumer: Any = Consumer  # kombu leaves it without types
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _SETUP = 5.0  # seconds for connecting, declaring and consuming
 _PREFETCH = 500

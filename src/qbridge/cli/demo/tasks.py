@@ -13,7 +13,7 @@ from qbridge import Bridge, Retry, TaskContext
 __all__ = ["Order", "OutOfStock", "Quote", "add", "bridge", "call_carrier", "count_shelf", "fetch", "quote", "reserve"]
 
 # QBRIDGE_BROKER and QBRIDGE_RESULTS in the environment say where: the demo sets them for itself and for its worker.
-bridge = Bridge()
+bridge: Bridge = Bridge()
 
 
 class Order(BaseModel):

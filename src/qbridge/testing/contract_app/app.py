@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from celery import Celery
 from celery.signals import worker_ready
 
 from qbridge import Bridge
@@ -18,9 +20,9 @@ from qbridge.testing.contract_app.tasks import declare
 
 __all__ = ["app", "bridge", "tasks"]
 
-bridge = Bridge()
-tasks = declare(bridge)
-app = bridge.celery
+bridge: Bridge = Bridge()
+tasks: SimpleNamespace = declare(bridge)
+app: Celery = bridge.celery
 
 
 @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]  # celery has no types

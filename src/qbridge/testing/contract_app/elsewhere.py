@@ -50,7 +50,6 @@ def fork(children: int, count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command, *words = sys.argv[1:]
-    said = read(*words) if command == "read" else fork(*map(int, words))
-    print(json.dumps(said), flush=True)
+    _command, *_words = sys.argv[1:]
+    print(json.dumps(read(*_words) if _command == "read" else fork(*map(int, _words))), flush=True)
     bridge.close()

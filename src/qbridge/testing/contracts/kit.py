@@ -52,9 +52,11 @@ class WorkerProcess:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         number = next(self._numbers)
-        self.log = folder / f"worker-{number}.log"
+        self.log: Path = folder / f"worker-{number}.log"
         self._ready = folder / f"worker-{number}.ready"
-        self.process = ChildProcess(command, log=self.log, env={**environment, READY: str(self._ready)}, cwd=folder)
+        self.process: ChildProcess = ChildProcess(
+            command, log=self.log, env={**environment, READY: str(self._ready)}, cwd=folder
+        )
 
     @property
     def pid(self) -> int:
@@ -110,7 +112,7 @@ class Contract:
         self.folder = folder
         self._paths = count()
         self._bridges: list[Bridge] = []
-        self.bridge = self.another_bridge()
+        self.bridge: Bridge = self.another_bridge()
         self.tasks: SimpleNamespace = declare(self.bridge)
         self._shared: WorkerProcess | None = None
 
@@ -282,7 +284,7 @@ class Blocked:
     """How long an event loop stood still; ``longest`` is in seconds."""
 
     def __init__(self) -> None:
-        self.longest = 0.0
+        self.longest: float = 0.0
 
 
 @asynccontextmanager
