@@ -64,7 +64,9 @@ class ConfirmChannel:
         self.channel.events["basic_return"].add(self._on_return)
         self.pending: set[int] = set()
         self.refused: set[int] = set()
-        self.returned: list[str] = []
+        #: Tag to reason of messages that no queue took; acknowledged all the same.
+        self.returned: dict[int, str] = {}
+        self._tags: dict[str, int] = {}
         self.next_tag: int = 1
 
     @property
@@ -76,6 +78,7 @@ class ConfirmChannel:
         """Send one message without waiting; return its delivery tag."""
         tag, self.next_tag = self.next_tag, self.next_tag + 1
         self.pending.add(tag)
+        self._tags[_identity(message)] = tag
         try:
             # the name without underscore is replaced by py-amqp's own confirming version on some connections
             self.channel._basic_publish(message, mandatory=True, timeout=bounded(None), **where)
@@ -103,8 +106,9 @@ class ConfirmChannel:
                 self.amqp.collect()
                 raise NotConfirmed(f"{len(unconfirmed)} message(s) not confirmed in time", True, unconfirmed) from None
         if self.returned:
-            reason, self.returned = self.returned[0], []
-            raise NotConfirmed(f"a message could not be routed: {reason}", False)
+            returned, self.returned = self.returned, {}
+            reason = next(iter(returned.values()))
+            raise NotConfirmed(f"{len(returned)} message(s) could not be routed: {reason}", False, frozenset(returned))
         if self.refused:
             tags, self.refused = frozenset(self.refused), set()
             raise NotConfirmed(f"{len(tags)} message(s) refused by the broker (basic.nack)", False, tags)
@@ -118,7 +122,15 @@ class ConfirmChannel:
     def _settled(self, delivery_tag: int, multiple: bool) -> set[int]:
         tags = {tag for tag in self.pending if tag <= delivery_tag} if multiple else {delivery_tag} & self.pending
         self.pending -= tags
+        if not self.pending:
+            self._tags.clear()
         return tags
 
-    def _on_return(self, error: Exception, exchange: str, routing_key: str, _message: Any) -> None:
-        self.returned.append(f"exchange {exchange!r}, routing key {routing_key!r}: {error}")
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        # It has no tag of its own, but comes before the acknowledgement that has.
+        tag = self._tags.get(_identity(message), 0)
+        self.returned[tag] = f"exchange {exchange!r}, routing key {routing_key!r}: {error}"
+
+
+def _identity(message: Any) -> str:
+    return str(message.properties.get("correlation_id") or message.properties.get("message_id"))
