@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -119,11 +120,13 @@ def _machinery(filename: str) -> bool:
 
 def _users_line(trace: TracebackType | None) -> str:
     """Where in the user's code it happened: the last frame that is not ours."""
-    ours = str(Path(__file__).parents[1])
+    # where libraries live; not sys.prefix, which may hold the user's folder too
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    ours = (str(Path(__file__).parents[1]), *libraries)
     frames = [
         frame
         for frame in traceback.extract_tb(trace)
-        if not _machinery(frame.filename) and not frame.filename.startswith((ours, sys.prefix))
+        if not _machinery(frame.filename) and not frame.filename.startswith(ours)
     ]
     return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
 

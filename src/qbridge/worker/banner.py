@@ -29,6 +29,8 @@ def banner(worker: Any) -> str:
     """
     app = worker.app
     pool = worker.pool_cls.__module__.rpartition(".")[2]
+    if pool == "pools":  # ours: one module for all
+        pool = "solo" if "Solo" in worker.pool_cls.__name__ else "thread"
     rows = [
         ("broker", app.connection_for_read().as_uri()),
         ("results", _results(app)),
