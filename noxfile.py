@@ -285,6 +285,15 @@ def coverage(session: nox.Session) -> None:
 
 
 @session()
+def interop(session: nox.Session) -> None:
+    """Celery's and kombu's own integration suites on a bridge, beside plain Celery; long, not in the default run."""
+    _install(session, "test")
+    session.install("pip", "pytest-celery", "pytest-subtests", "pytest-click", "pytest-order")
+    _need_servers(session)
+    session.run("python", "tests/interop/run.py", *session.posargs)
+
+
+@session()
 def bench(session: nox.Session) -> None:
     """Measure the overhead over raw Celery; not a test, and not part of the default run."""
     _install(session, "bench")
