@@ -288,7 +288,9 @@ def coverage(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Celery's and kombu's own integration suites on a bridge, beside plain Celery; long, not in the default run."""
     _install(session, "test")
-    session.install("pip", "pytest-celery", "pytest-subtests", "pytest-click", "pytest-order")
+    session.install(
+        "pip", "pytest-order", "pytest-subtests", "pytest-rerunfailures", "pytest-docker-tools", "boto3", "pytz"
+    )
     _need_servers(session)
     session.run("python", "tests/interop/run.py", *session.posargs)
 

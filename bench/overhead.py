@@ -32,7 +32,7 @@ from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
 
 import qbridge
-from qbridge import Bridge, BridgeConfig
+from qbridge import Bridge, BridgeConfig, WorkerConfig
 from qbridge.celery_settings import app_settings, kombu_queue
 from qbridge.testing.servers import MariaDBServer, PostgreSQLServer, RabbitMQServer, RedisServer, obtain
 
@@ -275,7 +275,8 @@ def main() -> int:
         found = urls(stack, {name for pair in pairs for name in pair})
         print(" ".join(f"{cell:>10}" for cell in HEADER))
         for broker, results in pairs:
-            config = BridgeConfig(broker=found[broker], results=found[results])
+            # prefetch 4 on both sides: with 1, raw Celery's solo worker stands still on RabbitMQ most of the time
+            config = BridgeConfig(broker=found[broker], results=found[results], worker=WorkerConfig(prefetch=4))
             trips = min(options.trips, 8) if results in ("postgresql", "sqlite", "mariadb") else options.trips
             for row in measure(
                 broker, results, config, repetitions=options.repetitions, messages=options.messages, trips=trips
