@@ -95,7 +95,7 @@ def raw_side(config: BridgeConfig, queue: str) -> Side:
     quick = {"without_mingle": True, "without_gossip": True}
     side = Side(app, lambda n: add.apply_async((n, n)), lambda r: r.get(timeout=60), quick)
 
-    @app.task(name="raw.add", acks_late=True, reject_on_worker_lost=True)
+    @app.task(name="raw.add", acks_late=True, reject_on_worker_lost=True, shared=False)
     def add(a: int, b: int) -> int:
         side.done += 1
         return a + b

@@ -306,7 +306,8 @@ def test_a_forked_child_has_connections_of_its_own(url: str) -> None:
         sa.event.listen(backend.engine, "connect", lambda *args: opened.append(args))
         assert 1 == in_child(child)
         assert [*range(20)] == [backend.get_task_meta(f"child-{n}", cache=False)["result"] for n in range(20)]
-        assert [] == opened, "the parent had to connect again"
+        if not url.startswith("sqlite"):  # whose connections are closed before a fork: WAL is not safe across it
+            assert [] == opened, "the parent had to connect again"
 
 
 def test_pickles_in_the_database_are_not_loaded(url: str, tmp_path: Path) -> None:

@@ -227,9 +227,10 @@ def _refuse_what_cannot_cross(owner: str, name: str, annotation: Any) -> None:
     shown = "the return value" if name == "return" else f"parameter {name!r}"
     try:
         model = create_model("Value", __base__=_Base, value=(annotation, ...))
-        model.model_json_schema(mode="validation")
-        model.model_json_schema(mode="serialization")
         reason = _fault(model.__pydantic_core_schema__)
+        if reason is None:
+            model.model_json_schema(mode="validation")
+            model.model_json_schema(mode="serialization")
     except (PydanticUserError, TypeError, AttributeError) as error:
         # the rest of pydantic's sentence recommends arbitrary_types_allowed, which would not help here
         said = str(error).splitlines()[0].split(". Set `arbitrary_types_allowed")[0]
