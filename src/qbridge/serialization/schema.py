@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
-from pydantic_core import SchemaSerializer, SchemaValidator, to_json
+from pydantic_core import CoreConfig, SchemaSerializer, SchemaValidator, to_json
 
 from qbridge.exceptions import ConfigurationError
 from qbridge.serialization.typed_dicts import readable
@@ -152,7 +152,8 @@ class Fields:
         schema = _with_base64(self._model.__pydantic_core_schema__)
         # _use_prebuilt=False: without it pydantic-core takes a nested model's own, already compiled serializer
         self._validator = SchemaValidator(schema, _use_prebuilt=False)
-        self._serializer = SchemaSerializer(schema, _use_prebuilt=False)
+        # The model's configuration does not reach values under Any, whose infinities and NaN would become null.
+        self._serializer = SchemaSerializer(schema, CoreConfig(ser_json_inf_nan="constants"), _use_prebuilt=False)
         self.ambiguous: bool = any(
             node["type"] == "union" and len(node.get("choices", ())) > 1 for node in _walk(schema)
         )

@@ -139,7 +139,7 @@ ANNOTATIONS: Mapping[str, tuple[Any, list[Any]]] = {
     "dict_int_keys": (dict[int, str], [{1: "a", -2: "b"}]),
     "dict_uuid_keys": (dict[UUID, date], [{_ID: date(2026, 1, 1)}]),
     "dict_enum_keys": (dict[Kind, int], [{Kind.NEW: 1}]),
-    "any": (Any, [None, [1, "a", {"b": [True, None]}]]),
+    "any": (Any, [None, [1, "a", {"b": [True, None, math.inf]}], math.nan]),
     "model": (Ticket, [_TICKET]),
     "list_of_models": (list[Ticket], [[], [_TICKET, Ticket(id=_ID, price=Decimal(0), holder="x")]]),
     "dict_of_models": (dict[str, Ticket], [{"a": _TICKET}]),
