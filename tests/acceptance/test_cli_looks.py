@@ -58,7 +58,7 @@ def test_queues_tells_what_waits_and_who_consumes(any_folder: Folder) -> None:
 
     worker = folder.start("worker", "-A", "shop", "-c", "1")
     worker.ready()
-    running = folder.bridge.send("shop.slow", (30,))
+    running = folder.bridge.send("shop.slow", (100,))
     wait_until(lambda: running.progress() is not None, 20, what="the task to run")
     during = folder.json("queues", "-A", "shop")
     default = next(queue for queue in during["queues"] if queue["name"] == "default")
