@@ -1,8 +1,9 @@
-"""What every test starts from: an environment without settings, and reproducible generated examples."""
+"""What every test starts from: an environment without settings, signals as in a terminal, reproducible examples."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +16,8 @@ settings.load_profile("ci" if os.environ.get("CI", "").lower() in {"1", "true", 
 for _name in list(os.environ):
     if _name.startswith(("QBRIDGE_", "CELERY_")) and not _name.startswith("QBRIDGE_TEST_"):
         del os.environ[_name]
+
+# A shell starts what it runs in the background with SIGINT ignored, and that is handed down to every child: Ctrl-C would
+# mean nothing to the programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
