@@ -17,7 +17,7 @@ for _name in list(os.environ):
     if _name.startswith(("QBRIDGE_", "CELERY_")) and not _name.startswith("QBRIDGE_TEST_"):
         del os.environ[_name]
 
-# A shell starts what it runs in the background with SIGINT ignored, and that is handed down to every child: Ctrl-C would
-# mean nothing to the programs under test.
+# A shell starts what it runs in the background with SIGINT ignored, which every child inherits: Ctrl-C would mean
+# nothing to the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
