@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -71,7 +74,17 @@ HEADER = ["version", "broker", "results", "what", "runs", "min", "median", "max"
 class Side:
     """One of the two competitors: how it sends, waits, and which app its worker runs."""
 
-    def __init__(self, app: Any, send: Callable[[int], Any], get: Callable[[Any], Any], worker_options: Any) -> None:
+    def __init__(
+        self,
+        kind: str,
+        queue: str,
+        app: Any,
+        send: Callable[[int], Any],
+        get: Callable[[Any], Any],
+        worker_options: Any,
+    ) -> None:
+        self.kind = kind
+        self.queue = queue
         self.app = app
         self.send = send
         self.get = get
@@ -93,7 +106,7 @@ def raw_side(config: BridgeConfig, queue: str) -> Side:
     app.conf.task_default_queue = queue
     app.conf.task_queues = [kombu_queue(config, qbridge.QueueConfig(queue))]
     quick = {"without_mingle": True, "without_gossip": True}
-    side = Side(app, lambda n: add.apply_async((n, n)), lambda r: r.get(timeout=60), quick)
+    side = Side("raw", queue, app, lambda n: add.apply_async((n, n)), lambda r: r.get(timeout=60), quick)
 
     @app.task(name="raw.add", acks_late=True, reject_on_worker_lost=True, shared=False)
     def add(a: int, b: int) -> int:
@@ -112,7 +125,9 @@ def typed_side(config: BridgeConfig, queue: str) -> Side:
         side.done += 1
         return a + b
 
-    side = Side(bridge.celery, lambda n: add.delay(n, n), lambda r: r.get(timeout=60), {"queues": [queue]})
+    side = Side(
+        "typed", queue, bridge.celery, lambda n: add.delay(n, n), lambda r: r.get(timeout=60), {"queues": [queue]}
+    )
     return side
 
 
@@ -210,8 +225,11 @@ def measure(
             # what submit has left is drained first; then a known number, timed from the first to the last
             with worker(side):
                 _until(lambda: _quiet(side))
-            for n in range(messages):
-                side.send(n)
+            if results == "rpc":
+                send_elsewhere(side, config, messages)
+            else:
+                for n in range(messages):
+                    side.send(n)
             side.done = 0
             with worker(side):
                 _until(lambda: side.done >= messages // 10)
@@ -236,6 +254,30 @@ def measure(
         raw.app.close()
         typed.app.close()
     return rows
+
+
+def send_elsewhere(side: Side, config: BridgeConfig, messages: int) -> None:
+    """Send from a process of its own, whose replies nobody reads.
+
+    A bridge takes its replies from the queue as they come, in a thread; Celery leaves them there until somebody asks.
+    In the process of the worker that would be measured as a cost of receiving tasks.
+    """
+    settings = {"broker": config.broker.celery_url(), "results": config.results.celery_url()}
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import overhead; overhead.send_and_go()"
+    subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps([side.kind, side.queue, messages, settings]), text=True,
+        check=True, timeout=120,
+    )  # fmt: skip
+
+
+def send_and_go() -> None:
+    """The other process: send, and leave the reply queue behind."""
+    kind, queue, messages, settings = json.loads(sys.stdin.read())
+    config = BridgeConfig(**settings, worker=WorkerConfig(prefetch=4))
+    side = {"raw": raw_side, "typed": typed_side}[kind](config, queue)
+    for n in range(messages):
+        side.send(n)
+    os._exit(0)
 
 
 def _quiet(side: Side) -> bool:

@@ -1,13 +1,14 @@
-"""Connections under a deadline: kombu's own calls of them still work."""
+"""Connections under a deadline, and what is declared on one: kombu's own calls of them still work."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
+from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from qbridge.amqp import BridgeConnection
+from qbridge.amqp import BridgeConnection, BridgeProducer
 from qbridge.backends.deadline import deadline
 from qbridge.testing.servers import free_ports
 
@@ -20,3 +21,21 @@ def test_connecting_again_under_a_deadline_ends_with_the_brokers_error() -> None
     with deadline(0.5), pytest.raises(OperationalError):
         connection._ensure_connection(None, 100, 0, 0.2, 1, None)
     assert time.monotonic() - began < 5
+
+
+def test_a_queue_is_declared_once_on_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second message declares nothing; on a new connection, and after what is known was forgotten, it does."""
+    declared: list[str] = []
+    queue = Queue("once", Exchange("once", type="direct"), routing_key="once")
+    monkeypatch.setattr(Queue, "declare", lambda self, *args, **kwargs: declared.append(self.name))
+    with BridgeConnection("memory://") as connection:
+        producer = BridgeProducer(connection)
+        for _ in range(3):
+            producer.publish({}, exchange="once", routing_key="once", declare=[queue])
+        assert declared == ["once"]
+        connection._forget_declared()
+        producer.publish({}, exchange="once", routing_key="once", declare=[queue])
+        assert declared == ["once"] * 2
+    with BridgeConnection("memory://") as connection:
+        BridgeProducer(connection).publish({}, exchange="once", routing_key="once", declare=[queue])
+    assert declared == ["once"] * 3
