@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qbridge.amqp import BridgeProducer
 from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline
 from qbridge.exceptions import BatchError, BrokerUnavailable, QBridgeError
+from qbridge.producer import BridgeProducer
 from qbridge.sending import Attempts
 
 __all__ = ["GROUP", "send_batch"]

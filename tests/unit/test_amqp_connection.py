@@ -8,8 +8,9 @@ import pytest
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from qbridge.amqp import BridgeConnection, BridgeProducer
+from qbridge.amqp import BridgeConnection
 from qbridge.backends.deadline import deadline
+from qbridge.producer import BridgeProducer
 from qbridge.testing.servers import free_ports
 
 
