@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from celery import Celery
 
 from qbridge.backends.database.backend import DatabaseBackend
+
+FORKS = 20
 
 
 def test_a_row_of_a_forked_child_outlives_the_parents_connections(tmp_path: Path) -> None:
@@ -46,3 +50,38 @@ def test_a_row_of_a_forked_child_outlives_the_parents_connections(tmp_path: Path
     for descriptor in (go_reader, go_writer, done_reader, done_writer):
         os.close(descriptor)
     assert found == {"parent", "child", "again"}
+
+
+def test_a_child_forked_while_threads_use_sqlite_can_use_it_too(tmp_path: Path) -> None:
+    """SQLite's own locks are never inherited held: without care, a child in twenty waited for ever to open the file."""
+    app = Celery(set_as_current=False, broker="memory://")
+    backend = DatabaseBackend(app=app, url=f"sqlite:///{tmp_path / 'results.db'}")
+    ended = threading.Event()
+    turns: list[int] = []
+
+    def use(number: int) -> None:
+        while not ended.is_set():
+            backend.get_many_meta([str(number)])
+            turns.append(number)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for number in range(FORKS):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)  # ends a child that is stuck
+            code = 1
+            try:
+                backend.store_result(f"child-{number}", number, "SUCCESS")
+                code = 0
+            finally:
+                os._exit(code)
+        codes.append(os.waitpid(pid, 0)[1])
+    ended.set()
+    for thread in threads:
+        thread.join(10)
+    backend.close()
+    assert codes == [0] * FORKS
+    assert set(turns) == {0, 1, 2}

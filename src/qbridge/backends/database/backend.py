@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, cast
 
@@ -33,6 +33,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.orm import Session
 
 from qbridge.backends.database.engine import PooledEngine
+from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
 from qbridge.exceptions import ConfigurationError, PayloadError
 from qbridge.serialization.results import TypedResultMixin, has_types, revive
@@ -89,6 +90,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
             operation_timeout=self.operation_timeout,
         )
         self._layout: Layout | None = None
+        self._is_sqlite = self.url.removeprefix("db+").startswith("sqlite")
 
     # -- the database
 
@@ -147,9 +149,10 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Session, Layout]]:
-        layout = self._find_layout()
-        with Session(self.engine, autoflush=False, expire_on_commit=False) as session:
-            yield session, layout
+        with inside_sqlite() if self._is_sqlite else nullcontext():
+            layout = self._find_layout()
+            with Session(self.engine, autoflush=False, expire_on_commit=False) as session:
+                yield session, layout
 
     # -- bounds
 

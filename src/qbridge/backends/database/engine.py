@@ -22,6 +22,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
+from qbridge.backends.database.quiet import before_quiet_fork
 from qbridge.backends.forking import begin_anew_after_fork
 from qbridge.exceptions import ConfigurationError
 
@@ -100,7 +101,7 @@ def _close_sqlite_connections() -> None:
             engine.dispose()
 
 
-os.register_at_fork(before=_close_sqlite_connections)
+before_quiet_fork(_close_sqlite_connections)
 
 
 class PooledEngine:
