@@ -46,8 +46,8 @@ def worker(
 ) -> None:
     """Run a worker in this process.
 
-    What is not given comes from the configuration. SIGTERM lets running tasks end; SIGQUIT gives
-    them the seconds of worker.shutdown_timeout.
+    What is not given comes from the configuration. SIGTERM gives running tasks the seconds
+    of worker.shutdown_timeout to end; what runs longer goes back to its queue. A second one ends it.
     """
     if reload:
         sys.exit(run_and_reload(app, sys.argv))

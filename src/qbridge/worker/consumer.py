@@ -11,6 +11,7 @@ from celery.app.trace import build_tracer
 from celery.concurrency import solo
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import MessageStateError
@@ -97,6 +98,8 @@ class BridgeConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Say so and wait where another worker has this one's name: Celery tries again at once, for ever."""
         super().on_connection_error_after_connected(exc)
+        if self._ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
+            state.should_stop = 0
         if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):
             logger.error(
                 "Another worker on this broker is called %s: its queue for remote control is locked, and this worker "
@@ -104,6 +107,11 @@ class BridgeConsumer(Consumer):
                 self.hostname, _NAME_TAKEN,
             )  # fmt: skip
             _pause(_NAME_TAKEN)
+
+    @property
+    def _ending(self) -> Any:
+        ending = getattr(self.controller, "ending", None)
+        return ending if ending is not None and ending.began else None
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject: at once where the task runs in the loop itself, else as Celery does."""
@@ -119,6 +127,9 @@ class BridgeConsumer(Consumer):
         )
 
         def guarded(message: Any) -> Any:
+            ending = self._ending
+            if ending is not None:
+                return ending.hold(message)
             try:
                 self._screen(message)
                 return handle(message)

@@ -20,6 +20,7 @@ from kombu.asynchronous import get_event_loop, set_event_loop
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
 from qbridge.worker.banner import banner
 from qbridge.worker.consumer import MESSAGE_FAULTS
+from qbridge.worker.ending import Ending
 from qbridge.worker.pools import EndingThreadPool, SoloPool, ThreadPool
 
 __all__ = ["BridgeWorker", "in_process_worker", "refuse_unenforced_limits"]
@@ -88,6 +89,7 @@ class BridgeWorker(_KeepsItsSlots, Worker):
     """Celery's worker program; refuses to start where it could not keep a promise."""
 
     pool_cls: Any
+    ending: Ending | None = None
 
     def on_before_init(self, quiet: bool = False, **kwargs: Any) -> None:
         """Begin as Celery does, without its warning about root where no message can be a pickle."""
@@ -114,6 +116,13 @@ class BridgeWorker(_KeepsItsSlots, Worker):
     def emit_banner(self) -> None:
         """Say in a few lines what this worker is."""
         print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Install Celery's signal handlers, and ours for the worker's end."""
+        super().install_platform_tweaks(worker)
+        app: Any = self.app
+        self.ending = Ending(self, float(app.conf.worker_soft_shutdown_timeout or 0))
+        self.ending.install()
 
 
 _making = threading.Lock()

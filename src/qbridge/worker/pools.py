@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,10 @@ class EndingThreadPool(thread.TaskPool):
     of them as the worker prefetches, it stands still.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._requests: dict[Future[Any], Any] = {}
+
     def on_apply(self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **rest: Any) -> Any:
         """Run the task in one of the pool's threads."""
 
@@ -49,7 +54,24 @@ class EndingThreadPool(thread.TaskPool):
             except BaseException:  # noqa: BLE001 - reported as a child process of the process pool would
                 return 1, ExceptionInfo(), 0.0
 
-        return super().on_apply(ending, args, kwargs, callback, **rest)
+        applied = super().on_apply(ending, args, kwargs, callback, **rest)
+        accepted = rest.get("accept_callback")
+        self._requests[applied.f] = getattr(accepted, "__self__", None)
+        applied.f.add_done_callback(self._forget)
+        return applied
+
+    def _forget(self, future: Future[Any]) -> None:
+        self._requests.pop(future, None)
+
+    @property
+    def at_work(self) -> int:
+        """How many tasks run or wait for a thread; one counts until its message's acknowledgement is on its way."""
+        return len(self._requests)
+
+    def withdraw(self) -> list[Any]:
+        """Take back the tasks that no thread has begun, and return their requests."""
+        withdrawn = [(future, request) for future, request in tuple(self._requests.items()) if request is not None]
+        return [request for future, request in withdrawn if future.cancel()]
 
 
 class ThreadPool(EndingThreadPool):
