@@ -15,6 +15,42 @@ from qbridge.backends.deadline import deadline
 from qbridge.backends.embedded.database import Database
 from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 
+# As qbridge wrote it before there were delays.
+FORMAT_1 = """
+CREATE TABLE exchange (name TEXT PRIMARY KEY, type TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE queue (
+    name TEXT PRIMARY KEY,
+    durable INTEGER NOT NULL,
+    auto_delete INTEGER NOT NULL,
+    party TEXT,
+    message_ttl REAL,
+    expires REAL,
+    used_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE binding (
+    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, queue TEXT NOT NULL, PRIMARY KEY (exchange, routing_key, queue)
+) WITHOUT ROWID;
+CREATE INDEX binding_of_queue ON binding (queue);
+CREATE TABLE party (id TEXT PRIMARY KEY, pid INTEGER NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE consumer (
+    queue TEXT NOT NULL, party TEXT NOT NULL, tag TEXT NOT NULL, PRIMARY KEY (queue, party, tag)
+) WITHOUT ROWID;
+CREATE TABLE message (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    expires_at REAL,
+    party TEXT,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    losses INTEGER NOT NULL DEFAULT 0,
+    envelope TEXT NOT NULL,
+    body BLOB
+);
+CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE party IS NULL;
+CREATE INDEX message_claimed ON message (party) WHERE party IS NOT NULL;
+CREATE INDEX message_expiring ON message (expires_at) WHERE expires_at IS NOT NULL;
+"""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -137,6 +173,36 @@ def test_a_newer_format_is_refused(database: Database, path: Path) -> None:
     database.close()
     with pytest.raises(FileUnavailable, match="format 99"):
         database.open()
+
+
+def structure(path: Path) -> tuple[set[object], ...]:
+    sql = sqlite3.connect(path)
+    tables = [row[0] for row in sql.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    columns = {(table, *row[1:]) for table in tables for row in sql.execute(f"PRAGMA table_info({table})")}
+    indexes = set(sql.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index'").fetchall())
+    version = set(sql.execute("PRAGMA user_version").fetchall())
+    sql.close()
+    return columns, indexes, version
+
+
+def test_a_file_of_format_1_becomes_one_of_the_present_format(database: Database, path: Path, tmp_path: Path) -> None:
+    """With what is in it, and even where two processes come at once; afterwards it is as a new one."""
+    old = tmp_path / "old.db"
+    sql = sqlite3.connect(old)
+    sql.executescript(f"PRAGMA journal_mode=WAL; {FORMAT_1} PRAGMA user_version=1; PRAGMA application_id=0x71627267;")
+    sql.execute("INSERT INTO message (queue, priority, envelope, body) VALUES ('work', 5, '{}', 'kept')")
+    sql.commit()
+    sql.close()
+    databases = [Database(old, timeout=5.0) for _ in range(4)]
+    threads = [threading.Thread(target=each.open) for each in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each.read("SELECT body, not_before FROM message") for each in databases] == [[("kept", None)]] * 4
+    for each in databases:
+        each.close()
+    assert structure(path) == structure(old)
 
 
 def test_reading_makes_no_file(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_check_says_depths_and_who_does_not_consume(tmp_path: Path) -> None:
     ok, warning = check(path, "reports", "default")
     assert "1 messages waiting" in ok.what
     assert (warning.level, warning.code) == ("warning", "broker.queue_without_consumer")
-    assert queue_states(path) == [QueueState("reports", ready=1, claimed=0, consumers=0, durable=True)]
+    assert queue_states(path) == [QueueState("reports", ready=1, delayed=0, claimed=0, consumers=0, durable=True)]
 
 
 def test_check_names_a_locked_file(tmp_path: Path) -> None:

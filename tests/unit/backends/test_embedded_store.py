@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qbridge.backends.embedded import presence
+from qbridge.backends.embedded import store as store_module
 from qbridge.backends.embedded.errors import FileReplaced
 from qbridge.backends.embedded.presence import Presence
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
@@ -51,8 +52,15 @@ def party(store: Store) -> Iterator[Party]:
     party.presence.close()
 
 
-def send(store: Store, *bodies: str, queue: str = "work", priority: int = 5, ttl: float | None = None) -> None:
-    store.publish([Outgoing("", queue, "{}", body, priority, ttl=ttl) for body in bodies])
+def send(
+    store: Store,
+    *bodies: str,
+    queue: str = "work",
+    priority: int = 5,
+    ttl: float | None = None,
+    not_before: float | None = None,
+) -> None:
+    store.publish([Outgoing("", queue, "{}", body, priority, ttl=ttl, not_before=not_before) for body in bodies])
 
 
 def tags(*claims: Claim | None) -> list[tuple[int, int]]:
@@ -152,6 +160,72 @@ def test_expired_messages_are_not_handed_out_and_are_swept(store: Store, party: 
     assert party.claim("short") is None
     store.sweep(party.id)
     assert store.database.read("SELECT count(*) FROM message") == [(1,)]
+
+
+def test_a_delayed_message_is_nobodys_until_it_is_due(store: Store, party: Party) -> None:
+    """It is neither counted nor handed out before its time; what is due already is ready at once."""
+    now = time.time()
+    send(store, "later", not_before=now + 0.2)
+    send(store, "much later", not_before=now + 3600)
+    send(store, "at once", not_before=now - 1)
+    assert store.size("work") == 1
+    assert party.bodies() == ["at once"]
+    assert store.release_due() == now + 0.2
+    assert party.claim() is None
+    while time.time() < now + 0.2:
+        time.sleep(0.01)
+    assert store.release_due() == now + 3600
+    assert store.size("work") == 1
+    assert party.bodies() == ["later"]
+
+
+def test_many_that_are_due_are_released_a_bounded_number_at_a_time(
+    store: Store, party: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nobody waits long for the file; what is left is due at once."""
+    monkeypatch.setattr(store_module, "RELEASED_AT_ONCE", 2)
+    due = time.time() + 0.1
+    send(store, "a", "b", "c", not_before=due)
+    while time.time() < due:
+        time.sleep(0.01)
+    assert store.release_due() == due
+    assert store.size("work") == 2
+    assert store.release_due() is None
+    assert party.bodies() == ["a", "b", "c"]
+
+
+def test_consumers_are_woken_for_the_earliest_delayed_message_and_when_it_is_due(store: Store, party: Party) -> None:
+    """The first sets their alarm, later ones change nothing, and whoever releases wakes all."""
+    store.add_consumer(party.id, "work", "tag")
+    now = time.time()
+    send(store, "second", not_before=now + 3600)
+    assert party.presence.settle()
+    send(store, "third", not_before=now + 3601)
+    assert not party.presence.settle()
+    send(store, "first", not_before=now + 0.1)
+    assert party.presence.settle()
+    while time.time() < now + 0.1:
+        time.sleep(0.01)
+    store.release_due()
+    assert party.presence.settle()
+
+
+def test_a_queue_of_delayed_messages_is_not_empty_and_is_purged_with_them(store: Store) -> None:
+    """What waits for its time belongs to the queue."""
+    send(store, "later", not_before=time.time() + 3600)
+    assert store.delete_queue("work", if_empty=True) == 1
+    assert store.queue_exists("work")
+    assert store.purge("work") == 1
+    assert store.release_due() is None
+
+
+def test_delayed_messages_do_not_slow_claims_down(store: Store, party: Party) -> None:
+    """The next message is found by an index that holds ready ones only."""
+    store.publish([Outgoing("", "work", "{}", "later", 5, not_before=time.time() + 3600)] * 50_000)
+    send(store, *map(str, range(100)))
+    began = time.perf_counter()
+    assert len(party.bodies()) == 100
+    assert time.perf_counter() - began < 1.0  # 0.02 s; without the index several seconds
 
 
 def test_a_queue_expires_when_nobody_uses_it(store: Store, party: Party) -> None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,58 @@ def test_bodies_and_headers_arrive_as_they_were_sent(connect: Connect, body: Any
     assert message.payload == body
     assert message.headers["x"] == [1, {"y": None}]
     assert message.properties["correlation_id"] == "c"
+
+
+def later(seconds: float) -> dict[str, str]:
+    """Headers of a task (protocol 2) with an ETA."""
+    return {"task": "t", "id": "1", "eta": (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}
+
+
+def test_a_task_with_an_eta_arrives_when_it_is_due(connect: Connect) -> None:
+    """A waiting consumer wakes up for it, long before its next sweep; what is no task is not delayed."""
+    consumer = connect(sweep_interval=60)
+    messages: list[Any] = []
+    Consumer(consumer.channel(), [WORK], on_message=messages.append).consume()
+    sender = connect()
+    publish(sender, "no task", headers={"eta": later(60)["eta"]})
+    publish(sender, "later", headers=later(60))
+    began = time.time()
+    publish(sender, "soon", headers=later(0.3))
+    consumer.drain_events(timeout=5)
+    assert bodies(messages) == ["no task"]
+    consumer.drain_events(timeout=5)
+    assert bodies(messages) == ["no task", "soon"]
+    assert 0.3 <= time.time() - began < 0.6
+    with pytest.raises(TimeoutError):
+        consumer.drain_events(timeout=0.05)
+
+
+@pytest.mark.parametrize("eta", ["2999-01-01T00:00:00", "soon", 5, None], ids=repr)
+def test_an_eta_without_zone_or_sense_is_the_workers_business(connect: Connect, eta: Any) -> None:
+    """It knows the app's time zone, and it refuses what cannot be read."""
+    publish(connect(), "work", headers={"task": "t", "id": "1", "eta": eta})
+    assert bodies(receive(connect())) == ["work"]
+
+
+def test_an_event_loop_is_woken_for_what_is_due(connect: Connect) -> None:
+    """To the hundredth of a second, with no sweep in between, and after a time that lay further off."""
+    consumer = connect(sweep_interval=60)
+    hub = Hub()
+    arrived: list[float] = []
+    channel = consumer.channel()
+    Consumer(channel, [WORK], on_message=lambda message: arrived.append(time.time()), no_ack=True).consume()
+    consumer.register_with_event_loop(hub)
+    loop = hub.create_loop()
+    sender = connect()
+    began = time.time()
+    for seconds in (30, 0.5, 0.2):
+        publish(sender, "work", headers=later(seconds))
+    while len(arrived) < 2 and time.time() < began + 5:
+        next(loop)
+    waited = [when - began for when in arrived]
+    assert 0.2 <= waited[0] < 0.4
+    assert 0.5 <= waited[1] < 0.7
+    hub.close()
 
 
 def test_prefetch_bounds_what_is_held(connect: Connect) -> None:

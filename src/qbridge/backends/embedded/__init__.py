@@ -87,7 +87,7 @@ class EmbeddedBroker(Broker, frozen=True):
     def capabilities(self) -> BrokerCapabilities:
         return BrokerCapabilities(
             priorities="three levels",
-            native_delays=False,
+            native_delays=True,
             publisher_confirms=True,
             rpc_results=True,
             notes=("one machine only", "needs a POSIX system"),

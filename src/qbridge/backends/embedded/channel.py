@@ -216,7 +216,9 @@ class Channel(virtual.Channel):
                 logger.warning("Cannot take a consumer of %s off the list: %s", subscription.queue, error)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        claim = self.store.claim(queue, self.transport.party(), keep=not no_ack)
+        party = self.transport.party()
+        self.transport.release_due()
+        claim = self.store.claim(queue, party, keep=not no_ack)
         self.store.touch(queue)
         return None if claim is None else self._received(claim, no_ack)
 

@@ -73,8 +73,12 @@ def _look_inside(path: Path, timeout: float, queues: Sequence[str]) -> Iterator[
         )
         return
     ready, claimed = sum(state.ready for state in states.values()), sum(state.claimed for state in states.values())
+    delayed = sum(state.delayed for state in states.values())
+    later = f", {delayed} delayed" if delayed else ""
     yield Finding(
-        "ok", "broker.usable", f"the embedded broker's file {path} works: {ready} messages waiting, {claimed} being run"
+        "ok",
+        "broker.usable",
+        f"the embedded broker's file {path} works: {ready} messages waiting{later}, {claimed} being run",
     )
     for name in queues:
         state = states.get(name)

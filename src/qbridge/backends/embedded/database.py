@@ -33,7 +33,7 @@ from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable, is_b
 __all__ = ["Database"]
 
 APPLICATION_ID = 0x71627267  # "qbrg": tells our file from any other SQLite file
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE exchange (name TEXT PRIMARY KEY, type TEXT NOT NULL) WITHOUT ROWID;
@@ -63,12 +63,24 @@ CREATE TABLE message (
     deliveries INTEGER NOT NULL DEFAULT 0,  -- how often it was handed out
     losses INTEGER NOT NULL DEFAULT 0,      -- how often the process that had claimed it died
     envelope TEXT NOT NULL,                 -- JSON: headers, properties, content type and encoding
-    body BLOB
+    body BLOB,
+    not_before REAL                         -- UNIX time of a delayed message; NULL: due
 );
-CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE party IS NULL;
+CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE party IS NULL AND not_before IS NULL;
+CREATE INDEX message_delayed ON message (not_before) WHERE not_before IS NOT NULL;
 CREATE INDEX message_claimed ON message (party) WHERE party IS NOT NULL;
 CREATE INDEX message_expiring ON message (expires_at) WHERE expires_at IS NOT NULL;
 """
+
+MIGRATIONS = {
+    1: """
+ALTER TABLE message ADD COLUMN not_before REAL;
+DROP INDEX message_ready;
+CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE party IS NULL AND not_before IS NULL;
+CREATE INDEX message_delayed ON message (not_before) WHERE not_before IS NOT NULL;
+""",
+}
+"""What leads from a format to the next one. A process of the older qbridge that has the file open goes on working."""
 
 
 class Database:
@@ -222,12 +234,26 @@ class Database:
                 connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute("COMMIT")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version in MIGRATIONS:
+            version = self._migrate(connection)
         if version != SCHEMA_VERSION:
             raise FileUnavailable(
                 f"The embedded broker's file {self.path} has format {version}, this qbridge reads {SCHEMA_VERSION}. "
                 "Use the qbridge that wrote it, or name another path"
             )
         connection.execute("PRAGMA synchronous=NORMAL")
+
+    def _migrate(self, connection: sqlite3.Connection) -> int:
+        """Bring the file to the present format, in one transaction; return the format that it has then."""
+        connection.execute("BEGIN IMMEDIATE")
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]  # somebody may have been faster
+        while version in MIGRATIONS:
+            for statement in MIGRATIONS[version].split(";\n"):
+                connection.execute(statement)
+            version += 1
+            connection.execute(f"PRAGMA user_version={version}")
+        connection.execute("COMMIT")
+        return version
 
     def _identify(self) -> tuple[int, int] | None:
         try:

@@ -6,6 +6,7 @@ carries dates, bytes and UUIDs in headers as on kombu's other transports.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from kombu.utils import json as kombu_json
@@ -43,7 +44,23 @@ def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Ou
         priority,
         durable=properties.get("delivery_mode", 2) == 2,
         ttl=None if expiration is None else float(expiration) / 1000,
+        not_before=_not_before(message.get("headers") or {}),
     )
+
+
+def _not_before(headers: dict[str, Any]) -> float | None:
+    """When a task may be handed out, by its header ``eta`` (task protocol 2), as UNIX time.
+
+    A time without a zone is the business of the app that reads it, one that cannot be read of the worker that says so.
+    """
+    eta = headers.get("eta")
+    if eta is None or "task" not in headers:
+        return None
+    try:
+        moment = datetime.fromisoformat(eta)
+    except (TypeError, ValueError):
+        return None
+    return None if moment.tzinfo is None else moment.timestamp()
 
 
 def open_up(claim: Claim) -> Message:

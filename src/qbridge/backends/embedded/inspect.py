@@ -18,6 +18,7 @@ class QueueState:
     Args:
         name: its name.
         ready: messages that wait for a consumer.
+        delayed: messages that wait for their time.
         claimed: messages that a consumer holds: running tasks, and tasks it has fetched ahead.
         consumers: consumers, of all processes.
         durable: False for queues of replies, events and remote control.
@@ -25,6 +26,7 @@ class QueueState:
 
     name: str
     ready: int
+    delayed: int
     claimed: int
     consumers: int
     durable: bool
@@ -33,7 +35,8 @@ class QueueState:
 _STATES = """
 SELECT queue.name,
        (SELECT count(*) FROM message WHERE message.queue = queue.name AND message.party IS NULL
-            AND (expires_at IS NULL OR expires_at > ?)),
+            AND not_before IS NULL AND (expires_at IS NULL OR expires_at > ?)),
+       (SELECT count(*) FROM message WHERE message.queue = queue.name AND not_before IS NOT NULL),
        (SELECT count(*) FROM message WHERE message.queue = queue.name AND message.party IS NOT NULL),
        (SELECT count(*) FROM consumer WHERE consumer.queue = queue.name),
        durable
@@ -59,5 +62,6 @@ def queue_states(path: Path, timeout: float = 1.0) -> list[QueueState]:
     finally:
         database.close()
     return [
-        QueueState(name, ready, claimed, consumers, bool(durable)) for name, ready, claimed, consumers, durable in rows
+        QueueState(name, ready, delayed, claimed, consumers, bool(durable))
+        for name, ready, delayed, claimed, consumers, durable in rows
     ]

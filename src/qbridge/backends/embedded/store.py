@@ -1,8 +1,9 @@
 """What does the embedded broker keep, and which steps change it? Each step is one transaction.
 
-A message is *ready*, or *claimed* by a party. It is deleted when it is acknowledged, and not before; it goes back to
-its old place in the queue when it is returned, or when its party is proven dead. A party acts only while its row
-stands: one that was taken for dead (someone deleted its lock file) can neither claim nor acknowledge any more.
+A message is *delayed* until its time, then *ready*, then *claimed* by a party. It is deleted when it is acknowledged,
+and not before; it goes back to its old place in the queue when it is returned, or when its party is proven dead. A
+party acts only while its row stands: one that was taken for dead (someone deleted its lock file) can neither claim nor
+acknowledge any more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from qbridge.backends.embedded.topology import Topology, drop_queue
 
 __all__ = ["Claim", "Outgoing", "Store"]
 
+RELEASED_AT_ONCE = 1000
+"""Delayed messages that one transaction makes ready: senders and other consumers wait for it, about 5 ms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -35,6 +39,8 @@ class Outgoing:
     durable: bool = True
     ttl: float | None = None
     """Seconds; None: for ever."""
+    not_before: float | None = None
+    """UNIX time before which nobody gets it; None: at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +85,24 @@ class Store(Topology):
         known: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
         with self.database.write(timeout, durable=any(message.durable for message in messages)) as sql:
             now = time.time()
+            earliest = None
+            if any(message.not_before is not None for message in messages):
+                earliest = sql.execute(_EARLIEST).fetchone()[0]
             for message in messages:
                 address = message.exchange, message.routing_key
                 if address not in known:
                     known[address] = _route(sql, *address)
                 for queue, queue_ttl in known[address]:
                     ttls = [ttl for ttl in (message.ttl, queue_ttl) if ttl is not None]
+                    expires_at = now + min(ttls) if ttls else None
+                    due = None if message.not_before is None or message.not_before <= now else message.not_before
                     sql.execute(
-                        "INSERT INTO message (queue, priority, expires_at, envelope, body) VALUES (?, ?, ?, ?, ?)",
-                        (queue, message.priority, now + min(ttls) if ttls else None, message.envelope, message.body),
+                        "INSERT INTO message (queue, priority, expires_at, envelope, body, not_before)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (queue, message.priority, expires_at, message.envelope, message.body, due),
                     )
-                    touched.add(queue)
+                    if due is None or earliest is None or due < earliest:
+                        touched.add(queue)  # the consumers have something to take, or must wake up earlier
                 routed.append(len(known[address]))
             parties = _parties(sql, touched)
         presence.wake(self.folder, parties)
@@ -148,6 +161,25 @@ class Store(Topology):
             parties = _parties(sql, queues)
         presence.wake(self.folder, parties)
         return count
+
+    def release_due(self, timeout: float | None = None) -> float | None:
+        """Make delayed messages ready whose time has come, a bounded number at once, and wake their consumers.
+
+        Returns:
+            The UNIX time when the next one is due: in the past if more are due already. None: there is none.
+        """
+        earliest = self._earliest()
+        if earliest is None or earliest > time.time():  # asked at every turn: reading takes no lock
+            return earliest
+        with self.database.write(timeout) as sql:
+            rows = sql.execute(_RELEASE, (time.time(), RELEASED_AT_ONCE)).fetchall()
+            parties = _parties(sql, {row[0] for row in rows})
+        presence.wake(self.folder, parties)
+        return self._earliest()
+
+    def _earliest(self) -> float | None:
+        due: float | None = self.database.read(_EARLIEST)[0][0]
+        return due
 
     # Parties
 
@@ -215,12 +247,18 @@ class Store(Topology):
 
 
 _NEXT = (
-    "SELECT id FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+    "SELECT id FROM message WHERE queue = ? AND party IS NULL AND not_before IS NULL"
+    " AND (expires_at IS NULL OR expires_at > ?)"
     " ORDER BY priority DESC, id LIMIT 1"
 )
 _STANDING = "EXISTS (SELECT 1 FROM party WHERE party.id = ?) RETURNING id, deliveries, losses, envelope, body"
 _CLAIM = f"UPDATE message SET party = ?, deliveries = deliveries + 1 WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
 _TAKE = f"DELETE FROM message WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
+_EARLIEST = "SELECT min(not_before) FROM message WHERE not_before IS NOT NULL"
+_RELEASE = (
+    "UPDATE message SET not_before = NULL WHERE id IN"
+    " (SELECT id FROM message WHERE not_before <= ? ORDER BY not_before LIMIT ?) RETURNING queue"
+)
 _EXPIRED = (
     "SELECT name FROM queue WHERE used_at + expires <= ?"
     " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)"

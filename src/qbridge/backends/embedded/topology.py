@@ -84,7 +84,8 @@ class Topology:
     def size(self, queue: str) -> int:
         """Messages ready in the queue."""
         count: int = self.database.read(
-            "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL AND (expires_at IS NULL OR expires_at > ?)",
+            "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL AND not_before IS NULL"
+            " AND (expires_at IS NULL OR expires_at > ?)",
             (queue, time.time()),
         )[0][0]
         return count
@@ -95,12 +96,12 @@ class Topology:
         return count
 
     def purge(self, queue: str) -> int:
-        """Delete the ready messages of the queue; return how many there were."""
+        """Delete the ready and the delayed messages of the queue; return how many there were."""
         with self.database.write() as sql:
             return sql.execute("DELETE FROM message WHERE queue = ? AND party IS NULL", (queue,)).rowcount
 
     def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-        """Delete the queue with its bindings and messages; return how many were ready."""
+        """Delete the queue with its bindings and messages; return how many were ready or delayed."""
         with self.database.write() as sql:
             ready: int = sql.execute(
                 "SELECT count(*) FROM message WHERE queue = ? AND party IS NULL", (queue,)

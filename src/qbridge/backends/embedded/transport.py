@@ -11,6 +11,7 @@ Guarantees, for any number of processes on one machine:
 - ``delivery_info`` says ``redelivered``, ``delivery_count`` (earlier deliveries; also the header ``x-delivery-count``,
   as on RabbitMQ's quorum queues) and ``loss_count`` (how often the process that held it died).
 - Highest priority first (0 to 9; 5 where the sender named none), then first in, first out.
+- A task whose header ``eta`` lies ahead stays in the file until then, to the millisecond; no consumer holds it.
 - Queues of replies, events and remote control end with their consumers: ``x-expires``, ``x-message-ttl``, exclusive
   and auto-delete are honoured, for processes that died too. Other queue arguments mean nothing here.
 
@@ -37,6 +38,7 @@ from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 
 from qbridge.backends.embedded.address import path_of
+from qbridge.backends.embedded.alarm import Alarm
 from qbridge.backends.embedded.channel import Channel
 from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 from qbridge.backends.embedded.presence import Presence
@@ -85,6 +87,7 @@ class Transport(virtual.Transport):
         self._loop: Any = None
         self._sweep_timer: Any = None
         self._next_sweep = 0.0
+        self._alarm = Alarm()
         self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
         begin_anew_after_fork(self)
 
@@ -182,12 +185,15 @@ class Transport(virtual.Transport):
         while True:
             if time.monotonic() >= self._next_sweep and self._presence is not None:
                 self.sweep()
+            if self._alarm.is_due():
+                self.release_due()
+                self._look_again_if_woken()
             if self._deliver_next():
                 return
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 raise TimeoutError(f"No message within {timeout} s")
-            wake_up = min(self._next_sweep if self._presence else now + 1.0, deadline or float("inf"))
+            wake_up = min(self._next_sweep if self._presence else now + 1.0, self._alarm.at, deadline or float("inf"))
             if self._presence is None:
                 time.sleep(max(0.0, wake_up - now))
             else:
@@ -223,8 +229,21 @@ class Transport(virtual.Transport):
             raise
         except FileUnavailable as error:
             logger.warning("Cannot look after the embedded broker now, trying again: %s", error)
+        if self._presence is not None:
+            self.release_due()
         for channel in tuple(self.channels):
             channel.look_again()
+
+    def release_due(self) -> None:
+        """Make ready what is due by now, and set the alarm for what is due next."""
+        try:
+            due = self.store.release_due(timeout=SETTLE_PATIENCE)
+        except FileReplaced:
+            raise
+        except FileUnavailable as error:
+            logger.warning("Cannot look for messages that are due, trying again: %s", error)
+            due = time.time() + self.sweep_interval
+        self._alarm.set(due)
 
     def _settle(self, presence: Presence, claims: list[tuple[int, int]], requeue: bool) -> None:
         step = self.store.give_back if requeue else self.store.acknowledge
@@ -248,6 +267,7 @@ class Transport(virtual.Transport):
 
     def _look_again_if_woken(self) -> None:
         if self._presence is not None and self._presence.settle():
+            self.release_due()  # the sender may have left something for later
             for channel in tuple(self.channels):
                 channel.look_again()
 
@@ -264,6 +284,7 @@ class Transport(virtual.Transport):
         if self._loop is not None and self._presence is not None and self._sweep_timer is None:
             self._loop.add_reader(self._presence.fileno(), self._on_wake)
             self._sweep_timer = self._loop.call_repeatedly(self.sweep_interval, self._on_sweep)
+            self._alarm.attach(self._loop, self.release_due)
             self._presence.poke()
 
     def _detach(self) -> None:
@@ -271,6 +292,7 @@ class Transport(virtual.Transport):
         timer, self._sweep_timer = self._sweep_timer, None
         if timer is not None and self._presence is not None:
             timer.cancel()
+            self._alarm.detach()
             loop.remove_reader(self._presence.fileno())
 
     def _on_wake(self) -> None:
@@ -285,6 +307,7 @@ class Transport(virtual.Transport):
     def after_fork(self) -> None:
         """In a forked child: consumers and claims are the parent's; the child starts with none."""
         self._presence = self._loop = self._sweep_timer = None
+        self._alarm = Alarm()
         self._put_off.clear()
         for channel in tuple(self.channels):
             channel.forget()
