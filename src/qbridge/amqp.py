@@ -6,8 +6,6 @@ each wait of a send honours one deadline; a broken connection is dropped without
 server would never answer; task messages are confirmed, events and control messages are not; payloads have a limit.
 """
 
-# long because: connections, pools and producers of an app are one chain; publishing is on its way to a file of its own.
-
 from __future__ import annotations
 
 from collections.abc import Callable

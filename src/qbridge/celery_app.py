@@ -21,15 +21,11 @@ from celery.app.registry import TaskRegistry
 from celery.app.utils import Settings, _old_key_to_new
 from celery.utils.imports import import_from_cwd
 from celery.utils.time import maybe_iso8601
-from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
-from kombu.transport.native_delayed_delivery import (
-    bind_queue_to_native_delayed_delivery_exchange,
-    declare_native_delayed_delivery_exchanges_and_queues,
-)
 
 from qbridge.amqp import BridgeAMQP, BridgeConnectionPool
 from qbridge.backends.deadline import bounded
+from qbridge.backends.rabbitmq.delays import NativeDelays
 
 __all__ = ["BridgeCelery"]
 
@@ -155,7 +151,7 @@ class BridgeCelery(Celery):
             setattr(self, name, value)
         self._bridge_options = dict(bridge_options or {})
         self.pools_lock: Any = threading.RLock()
-        self._delays_declared: tuple[Any, set[str]] = (None, set())
+        self.native_delays: NativeDelays = NativeDelays(self)
         kwargs["set_as_current"] = False
         super().__init__(main, **kwargs)
         self._watch(self._conf)
@@ -310,9 +306,14 @@ class BridgeCelery(Celery):
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a task by name: Celery's, with delays that work from the first send on and below one second."""
-        if self.safe and (options.get("countdown") or options.get("eta")):
-            self._prepare_delay(options)
-        return super().send_task(name, args, kwargs, **options)
+        if not self.safe or not (options.get("countdown") or options.get("eta")):
+            return super().send_task(name, args, kwargs, **options)
+        self._prepare_delay(options)
+        try:
+            return super().send_task(name, args, kwargs, **options)
+        except Exception:
+            self.native_delays.forget()
+            raise
 
     def _prepare_delay(self, options: dict[str, Any]) -> None:
         eta = options.get("eta")
@@ -325,43 +326,10 @@ class BridgeCelery(Celery):
         delay = (eta - datetime.now(UTC)).total_seconds()
         options.pop("countdown", None)
         options["eta"] = eta
-        if not any(
-            (queue.queue_arguments or {}).get("x-queue-type") == "quorum" for queue in self.amqp.queues.values()
-        ):
-            return
-        if delay < 1:
-            # RabbitMQ's native delays are whole seconds and Celery refuses less; the worker holds the rest, by header.
+        if self.native_delays.prepare(delay):
+            # Celery refuses less than a second there; the worker waits, by the header.
             del options["eta"]
             options["headers"] = {**(options.get("headers") or {}), "eta": eta.isoformat()}
-        else:
-            self._declare_delays()
-
-    def _declare_delays(self) -> None:
-        """Declare native delayed delivery before the first delayed message (Celery leaves it to a worker's start).
-
-        Topology and names: kombu's ``native_delayed_delivery``; a message to exchanges that do not exist would be
-        refused, and one for a queue that is not bound to them would vanish when its time comes.
-        """
-        pool, queues = self.pool, dict(self.amqp.queues)
-        known_on, known = self._delays_declared
-        if known_on is not pool:
-            known = set()
-        missing = [queue for name, queue in queues.items() if name not in known]
-        if known_on is pool and not missing:
-            return
-        with pool.acquire(block=True, timeout=bounded(None)) as connection, connection._reraise_as_library_errors():
-            if connection.transport.driver_type != "amqp":
-                return
-            declare_native_delayed_delivery_exchanges_and_queues(
-                connection, self.conf.broker_native_delayed_delivery_queue_type
-            )
-            for queue in missing:
-                bound = queue.bind(connection.default_channel)
-                exchange: Exchange = bound.exchange
-                if exchange.type != "direct":
-                    bound.declare()
-                    bind_queue_to_native_delayed_delivery_exchange(connection, bound)
-        self._delays_declared = (pool, known | set(queues))
 
 
 def _place_of(app: BridgeCelery) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import MessageStateError
 
+from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
 from qbridge.worker.screening import fault_of
 
@@ -58,7 +59,7 @@ class _Strategies(dict[str, Any]):
 
 
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with seven differences.
+    """Celery's consumer, with eight differences.
 
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
     The solo pool acknowledges at once: from the event loop's queue it would wait for an unrelated timer
@@ -67,6 +68,7 @@ class BridgeConsumer(Consumer):
     A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
     A worker whose name is taken says so and asks again after a while too.
     Tasks declared while the worker runs are run too.
+    A task that is due in a while goes back to the broker, which keeps it on disk.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
 
@@ -122,6 +124,7 @@ class BridgeConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return Celery's message handler inside a guard."""
         handle = super().create_task_handler(*args, **kwargs)
+        delays = Delays(self)
         connection_errors = tuple(
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )
@@ -132,6 +135,8 @@ class BridgeConsumer(Consumer):
                 return ending.hold(message)
             try:
                 self._screen(message)
+                if delays.put_back(message, guarded):
+                    return None
                 return handle(message)
             except connection_errors:
                 raise

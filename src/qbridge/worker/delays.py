@@ -1,0 +1,131 @@
+"""What does a worker do with a task whose time has not come? It gives it back to whoever keeps delays on disk.
+
+What a bridge sends arrives when it is due. A plain Celery producer leaves the ETA to the workers, and Celery's worker
+holds such a message in its memory, unacknowledged: on Redis until another worker takes it for lost and it runs twice,
+on RabbitMQ until ``consumer_timeout`` closes the channel, and where the prefetch count cannot grow (quorum queues) in
+the place of tasks that could run now.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_iso8601
+
+from qbridge.backends.deadline import deadline
+
+__all__ = ["HELD", "Delays"]
+
+logger = get_logger(__name__)
+
+HELD = 2.0
+"""Seconds before its time for which a worker holds a task: RabbitMQ's delays are whole seconds, the rest is ours."""
+
+_PATIENCE = 5.0  # seconds for the broker to take the message back: the worker's loop waits
+_AGAIN = 5.0  # seconds until the next attempt to give it back
+
+_PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode", "message_id", "timestamp", "type", "app_id")
+
+# RabbitMQ drops a message that comes back to a queue of its ``x-death`` list: it takes the delay for a cycle.
+_NOT_SENT_AGAIN = ("x-death", "x-first-death-", "x-last-death-")
+
+
+class Delays:
+    """Gives tasks back that are not due.
+
+    Args:
+        consumer: the worker's.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._app: Any = consumer.app
+
+    def put_back(self, message: Any, again: Any) -> bool:
+        """Give a message back to the broker's schedule, and acknowledge it there once that has the copy.
+
+        Args:
+            message: as it was received; if it is due, its ETA is taken off, so that it runs without Celery's timer.
+            again: called with the message after a while if the broker does not take it now.
+
+        Returns:
+            True if it was dealt with; False if the worker has to go on with it.
+        """
+        headers = message.headers
+        eta = headers.get("eta") if isinstance(headers, Mapping) else None
+        if eta is None or "task" not in headers:
+            return False
+        moment = self._moment(eta)
+        if moment is None:
+            return False  # Celery says what is wrong with it
+        ahead = moment.timestamp() - time.time()
+        if ahead <= 0:
+            message.headers = {**headers, "eta": None}
+        if ahead <= HELD or self._ends_anyway(headers):
+            return False
+        where = self._schedule_of(message, ahead)
+        if where is None:
+            return False
+        if getattr(message.channel, "connection", None) is None:
+            return True  # its channel is gone: the broker delivers it again
+        try:
+            self._send(message, {**headers, "eta": moment.isoformat()}, *where)
+        except Exception as error:  # noqa: BLE001 - it stays unacknowledged, whatever it was
+            logger.warning(
+                "Cannot give the task %s[%s] back until it is due, trying again in %g s: %s",
+                headers["task"], headers.get("id"), _AGAIN, error,
+            )  # fmt: skip
+            self._consumer.timer.call_after(_AGAIN, again, (message,))
+            return True
+        message.ack_log_error(logger, self._consumer.connection_errors)
+        return True
+
+    def _moment(self, eta: Any) -> datetime | None:
+        try:
+            moment: datetime = maybe_iso8601(eta)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=self._app.timezone)
+            moment.timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return moment
+
+    def _ends_anyway(self, headers: Mapping[str, Any]) -> bool:
+        """Return whether Celery will refuse the task at once: it is revoked, or has expired."""
+        if headers.get("id") in self._consumer.controller.state.revoked:
+            return True
+        expires = headers.get("expires")
+        moment = None if expires is None else self._moment(expires)
+        return moment is not None and moment.timestamp() <= time.time()
+
+    def _schedule_of(self, message: Any, ahead: float) -> tuple[str, str] | None:
+        """Return the exchange and routing key under which the broker keeps the message; None: it has no schedule."""
+        info = message.delivery_info
+        if self._consumer.connection.transport.driver_type != "amqp":
+            exchange, key = info.get("exchange"), info.get("routing_key")
+            return None if key is None else (exchange or "", key)
+        tags: Mapping[str, str] = self._consumer.task_consumer._active_tags
+        name = next((queue for queue, tag in tags.items() if tag == info.get("consumer_tag")), None)
+        queue = self._app.amqp.queues.get(name) if name is not None else None
+        delayed: tuple[str, str] | None = self._app.native_delays.route(queue, ahead) if queue is not None else None
+        return delayed
+
+    def _send(self, message: Any, headers: Mapping[str, Any], exchange: str, routing_key: str) -> None:
+        properties = {name: message.properties[name] for name in _PROPERTIES if message.properties.get(name)}
+        body = message.body
+        with deadline(_PATIENCE), self._app.producer_or_acquire() as producer:
+            producer.publish(
+                bytes(body) if isinstance(body, memoryview) else body,
+                exchange=exchange,
+                routing_key=routing_key,
+                headers={name: value for name, value in headers.items() if not name.startswith(_NOT_SENT_AGAIN)},
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                confirm_timeout=_PATIENCE,
+                retry=False,
+                **properties,
+            )

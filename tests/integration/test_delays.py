@@ -1,0 +1,118 @@
+"""Who keeps a task until it is due? The broker, on disk: workers come and go, and plain producers need not know."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Exchange, Queue
+
+from qbridge.testing.contract_app.tasks import runs
+from qbridge.testing.contracts.kit import Contract, WorkerProcess
+from qbridge.testing.waiting import wait_until
+
+BROKERS = ["rabbitmq", "embedded"]
+NOTE = "qbridge.testing.contract_app.tasks.note"
+
+
+@pytest.fixture(params=BROKERS)
+def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contract]:
+    """A bridge on a broker that nobody has used before, and no worker yet."""
+    results = f"sqlite:///{tmp_path / 'results.db'}"
+    if request.param == "embedded":
+        contract = Contract(f"embedded://{tmp_path / 'bridge.db'}", results, tmp_path)
+        yield contract
+        contract.close()
+        return
+    server = request.getfixturevalue(f"qbridge_{request.param}")
+    with server.heal().fresh() as url:
+        contract = Contract(url, results, tmp_path)
+        yield contract
+        contract.close()
+
+
+@pytest.fixture
+def plain(contract: Contract) -> Iterator[Celery]:
+    """A Celery app that knows nothing of bridges but the name of the queue."""
+    _ = contract.bridge.celery.conf.broker_url  # kombu knows the embedded broker from here on
+    app = Celery("plain", broker=contract.bridge.config.broker.celery_url(), set_as_current=False)
+    app.conf.task_queues = [Queue("default", Exchange(""), routing_key="default", no_declare=True)]
+    app.conf.task_default_queue = "default"
+    yield app
+    app.close()
+
+
+def resident(worker: WorkerProcess) -> float:
+    """Memory of a worker in MB."""
+    pages = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def note_name(contract: Contract) -> str:
+    return str(contract.tasks.note.name)
+
+
+def test_a_delayed_task_outlives_the_workers(contract: Contract) -> None:
+    """Sent before any worker ever ran there; the first one is killed, the second runs it once and in time."""
+    path = contract.path()
+    due = time.time() + 8
+    result = contract.tasks.note.using(countdown=8).delay(str(path), "late")
+    with contract.worker_of("default", pool="solo") as first:
+        first.kill()
+    with contract.worker_of("default", pool="solo"):
+        ready = time.time()  # on a busy machine two workers may take longer to start than the task is to wait
+        assert result.get(timeout=20) == "late"
+    [(_, when, _)] = runs(path)
+    assert due - 0.01 <= when < max(due, ready) + 2
+
+
+def test_many_far_off_tasks_cost_a_worker_nothing(contract: Contract) -> None:
+    """It does not see them: neither its memory nor the tasks of now notice."""
+    path = contract.path()
+    with contract.worker_of("default", pool="solo") as worker:
+        contract.tasks.note.delay(str(contract.path())).get(timeout=20)
+        before = resident(worker)
+        contract.tasks.note.using(countdown=3600).send_many((str(path), str(number)) for number in range(3000))
+        began = time.time()
+        results = contract.tasks.note.send_many((str(path), "now") for _ in range(100))
+        results[0].get(timeout=20)
+        assert runs(path)[0][1] - began < 5
+        for result in results:
+            result.get(timeout=20)
+        assert [word for _, _, word in runs(path)] == ["now"] * 100
+        assert resident(worker) - before < 10
+
+
+def test_a_plain_producers_eta_goes_back_to_the_broker(contract: Contract, plain: Celery) -> None:
+    """The worker holds nothing that is due in more than a moment, and what it gave back runs once, when it is due."""
+    far, near, now = contract.path("far"), contract.path("near"), contract.path("now")
+    who = str(contract.tasks.who.name)
+    with contract.worker_of("default", pool="solo") as worker:
+        hour = datetime.now(UTC) + timedelta(hours=1)
+        for number in range(50):
+            plain.send_task(note_name(contract), (str(far), str(number)), eta=hour)
+        due = time.time() + 4.3
+        moment = datetime.fromtimestamp(due, UTC)
+        plain.send_task(note_name(contract), (str(near),), eta=moment)
+        plain.send_task(who, task_id="an-id-of-its-own", eta=moment, headers={"tenant": "a"})
+        plain.send_task(note_name(contract), (str(now), "now"))
+        wait_until(lambda: runs(now), 5, what="the task of now to run")
+        wait_until(lambda: runs(near), 10, what="the near task to run")
+        seen: Any = contract.bridge.result("an-id-of-its-own", dict).get(timeout=10)
+        assert (seen["id"], seen["attempt"], seen["queue"]) == ("an-id-of-its-own", 1, "default")
+        assert seen["headers"]["tenant"] == "a"
+        worker.kill()
+        # what it held would come back to the queue
+        wait_until(lambda: contract.depth("default") == 0, 5, what="the queue to be empty")
+    with contract.worker_of("default", pool="solo"):
+        contract.tasks.note.delay(str(now)).get(timeout=20)
+        assert contract.depth("default") == 0
+    [(_, when, _)] = runs(near)
+    assert due - 0.01 <= when < due + 2
+    assert runs(far) == []
