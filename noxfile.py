@@ -133,6 +133,10 @@ def _pytest(
         session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
+# Tests that wait for processes more than they compute run two at a time. Faults do not: they count seconds.
+_BESIDE = ("-n", "2")
+
+
 # The sessions.
 
 
@@ -177,10 +181,10 @@ def unit(session: nox.Session) -> None:
 
 @session()
 def contract(session: nox.Session) -> None:
-    """The contract on every pair, in one process that shares the servers; lists each pair."""
+    """The contract on every pair, in two processes with servers of their own; lists each pair."""
     _install(session, "test")
     _need_servers(session)
-    _pytest(session, "tests/contract")
+    _pytest(session, "tests/contract", *_BESIDE, "--dist=loadgroup")
 
 
 @session()
@@ -206,7 +210,7 @@ def acceptance(session: nox.Session) -> None:
     """Real worker processes, the command line, the examples."""
     _install(session, "test", "examples")
     _need_servers(session)
-    _pytest(session, "tests/acceptance")
+    _pytest(session, "tests/acceptance", *_BESIDE, "--dist=load")
 
 
 @session()

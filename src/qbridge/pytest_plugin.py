@@ -222,13 +222,21 @@ def qbridge_worker(qbridge_bridge: Bridge) -> Iterator[object]:
         yield worker
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Note on each test which pair it runs on, so that its reports say so (in JUnit files and from xdist too)."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note on each test which pair it runs on, so that its reports say so (in JUnit files and from xdist too).
+
+    With ``-n 2 --dist loadgroup`` the tests of a pair stay together: each process of xdist starts servers of its own,
+    and a pair's worker process once.
+    """
+    grouped = config.pluginmanager.hasplugin("xdist")
     for item in items:
         callspec = getattr(item, "callspec", None)
         pair = None if callspec is None else callspec.params.get("qbridge_pair")
         if pair is not None and None not in pair:
             item.user_properties.append((_PROPERTY, " × ".join(pair)))
+            if grouped:
+                item.add_marker(pytest.mark.xdist_group("-".join(pair)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
