@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qbridge.config import SerializationConfig as SerializationConfig
     from qbridge.config import WorkerConfig as WorkerConfig
     from qbridge.context import Progress as Progress
+    from qbridge.context import Retrying as Retrying
     from qbridge.context import TaskContext as TaskContext
     from qbridge.exceptions import ArgumentsError as ArgumentsError
     from qbridge.exceptions import BatchError as BatchError
@@ -70,6 +71,7 @@ __all__ = [
     "ResultUnknown",
     "ResultsUnavailable",
     "Retry",
+    "Retrying",
     "RpcResults",
     "SerializationConfig",
     "Task",
@@ -109,6 +111,7 @@ _HOMES = {
     "ResultUnknown": "exceptions",
     "ResultsUnavailable": "exceptions",
     "Retry": "retry",
+    "Retrying": "context",
     "RpcResults": "backends.rpc",
     "SerializationConfig": "config",
     "Task": "task",

@@ -16,6 +16,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
@@ -26,6 +27,7 @@ from qbridge.celery_app import BridgeCelery
 from qbridge.celery_settings import app_settings, payload_limit
 from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
+from qbridge.due_by import HEADER_DEADLINE, as_deadline
 from qbridge.exceptions import ConfigurationError
 from qbridge.options import SendOptions, checked_send_options
 from qbridge.queues import KnownQueues
@@ -239,6 +241,9 @@ class Bridge(Declares):
         options = checked_send_options(given)
         if "queue" in options:
             self.check_queue(options["queue"])
+        if "deadline" in options:
+            due = as_deadline(options.pop("deadline"), ZoneInfo(self._config.timezone))
+            options["headers"] = {**options.get("headers", {}), HEADER_DEADLINE: due.isoformat()}
         level = options.pop("priority", None) or definition.options.get("priority")
         if level is not None:
             queue = options.get("queue") or self.queue_of(definition)

@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
+import sys
 import time
 import traceback
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 from billiard.common import terminate_handler_fired
 from celery import Task as CeleryTask
-from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, WorkerShutdown, WorkerTerminate
+from celery.exceptions import (
+    Ignore,
+    MaxRetriesExceededError,
+    Reject,
+    SoftTimeLimitExceeded,
+    TaskError,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from celery.exceptions import Retry as CeleryRetry
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from qbridge import aio
+from qbridge.backends.deadline import deadline
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
-from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed
+from qbridge.due_by import deadline_of, inherited, limited, passed
+from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed, TaskRevoked
 from qbridge.options import CELERY_HEADERS, Delivery
 from qbridge.retry import Retry
-from qbridge.serialization.results import error_text
+from qbridge.retrying import History, hand_over
+from qbridge.serialization.results import NEXT_ATTEMPT, error_text
 from qbridge.serialization.schema import wire_json
 from qbridge.task import TaskDefinition
 
-__all__ = ["HEADER_ATTEMPTS_SINCE", "TypedTask", "typed_task"]
+__all__ = ["TypedTask", "typed_task"]
 
-HEADER_ATTEMPTS_SINCE = "qbridge_first_attempt"
-"""Message header with the time of the first attempt (ISO 8601), for ``Retry(timeout=...)``."""
+
+class _AskedAgain(CeleryRetry):
+    """Raised by ``ctx.retry()``: the next attempt is sent when the body has ended, in the task's own thread."""
+
+    def __init__(self, wait: float, error: Exception | None = None) -> None:
+        super().__init__("another attempt", error, wait)
+        self.wait = wait
+        self.error = error
 
 
 class _Run:
-    """The part of a context that talks to the worker (see ``qbridge.context.Run``)."""
+    """The part of a context that talks to the worker (see ``qbridge.context.Run``).
 
-    def __init__(self, task: TypedTask) -> None:
+    It has the request: on the event loop of async tasks Celery's ``task.request`` is nobody's.
+    """
+
+    def __init__(self, task: TypedTask, request: Any, began: float) -> None:
         self.task = task
+        self.request = request
+        self.began = began
 
     def report(self, state: str, meta: Mapping[str, Any]) -> None:
         if not self.task.ignore_result:
-            self.task.update_state(state=state, meta=dict(meta))
+            self.task.update_state(task_id=self.request.id, state=state, meta=dict(meta))
+
+    def check(self) -> None:
+        if passed(deadline_of(self.request.headers)):
+            raise TaskRevoked(f"the deadline of task {self.request.id} has passed", "", str(self.request.id))
 
     def try_again(self, wait: float | None) -> NoReturn:
-        self.task.try_again_as_asked(wait)
+        """Schedule the attempt that the running one asks for.
+
+        Raises:
+            MaxRetriesExceededError: Celery's, if this was the last attempt that the policy or the deadline allows.
+        """
+        policy, history = self.task.policy, History.of(self.request, self.began)
+        asks = f"task {self.task.name} asks for another run after attempt {history.attempt}"
+        allowed: float | None = 0.0
+        if policy is not None:
+            allowed = policy.asked_wait(history.attempt, history.elapsed, history.idle)
+        if allowed is None:
+            raise MaxRetriesExceededError(f"{asks}, its last")
+        if wait is None:
+            wait = allowed
+        if passed(deadline_of(self.request.headers), wait):
+            raise MaxRetriesExceededError(f"{asks}, and its deadline would have passed by then")
+        raise _AskedAgain(wait)
 
 
 class TypedTask(CeleryTask):
@@ -72,13 +116,12 @@ class TypedTask(CeleryTask):
         if self.request.called_directly:
             return definition.function(*args, **kwargs)
         given, named = definition.signature.decode_call(args, kwargs)
-        if definition.context:
-            given.insert(0, self._context())
         began = time.time()
         try:
-            value = definition.function(*given, **named)
-            if definition.is_async or inspect.iscoroutine(value):
-                value = aio.run(value)
+            with limited(deadline_of(self.request.headers)):
+                value = self._tried(given, named, began)
+        except _AskedAgain as asked:
+            self._try_again(asked.error, asked.wait, History.of(self.request, began))
         except (CeleryRetry, Ignore, Reject):
             raise
         except Exception as error:
@@ -93,6 +136,50 @@ class TypedTask(CeleryTask):
         self._refuse_large(encoded)
         return encoded
 
+    def _tried(self, given: list[Any], named: Mapping[str, Any], began: float) -> Any:
+        """Call the function; again in this slot, if the policy says ``where="worker"``."""
+        function, request = self.definition.function, self.request
+
+        def call() -> Any:
+            first = (self._context(request, began),) if self.definition.context else ()
+            return function(*first, *given, **named)
+
+        if self.policy is not None and self.policy.where == "worker":
+            if self.definition.is_async:
+                return aio.run(self._again_on_the_loop(call, request, began))
+            return self._again_in_the_slot(call, request, began)
+        value = call()
+        return aio.run(value) if self.definition.is_async or inspect.iscoroutine(value) else value
+
+    def _again_in_the_slot(self, call: Callable[[], Any], request: Any, began: float) -> Any:
+        while True:
+            try:
+                value = call()
+                return aio.run(value) if inspect.iscoroutine(value) else value
+            except Exception as raised:
+                wait = self._next_wait(request, raised, began)
+                if wait is None:
+                    raise
+                error, until = raised, time.monotonic() + wait
+            while (left := until - time.monotonic()) > 0:
+                _leave_at_shutdown(left, error)
+                time.sleep(min(left, _LOOK_UP))
+            _count(request, error, wait, began)
+
+    async def _again_on_the_loop(self, call: Callable[[], Any], request: Any, began: float) -> Any:
+        while True:
+            try:
+                return await call()
+            except Exception as raised:
+                wait = self._next_wait(request, raised, began)
+                if wait is None:
+                    raise
+                error, until = raised, time.monotonic() + wait
+            while (left := until - time.monotonic()) > 0:
+                _leave_at_shutdown(left, error)
+                await asyncio.sleep(min(left, _LOOK_UP))
+            _count(request, error, wait, began)
+
     def _refuse_large(self, encoded: Any) -> None:
         limit = self.max_payload_bytes
         if limit is None or self.ignore_result or encoded is None or isinstance(encoded, bool | int | float):
@@ -104,8 +191,7 @@ class TypedTask(CeleryTask):
                 "Store the data and return a reference, or raise serialization.max_payload_bytes.",
             )
 
-    def _context(self) -> TaskContext:
-        request = self.request
+    def _context(self, request: Any, began: float) -> TaskContext:
         given = _given(request.headers or {})
         info = request.delivery_info or {}
         return TaskContext(
@@ -114,42 +200,49 @@ class TypedTask(CeleryTask):
             max_attempts=self.policy.attempts if self.policy is not None else 1,
             queue=queue_named(self.app, info.get("routing_key")),
             headers={key: value for key, value in given.items() if not key.startswith("qbridge")},
-            _run=_Run(self),
+            deadline=deadline_of(request.headers),
+            _run=_Run(self, request, began),
         )
 
     # -- retries
 
     def _retry_if_due(self, error: Exception, began: float) -> None:
-        policy = self.policy
-        if policy is None or isinstance(error, ArgumentsError | PayloadError):
-            return
-        first = self._first_attempt(began)
-        wait = policy.next_wait(error, (self.request.retries or 0) + 1, max(0.0, time.time() - first))
+        if self.policy is None or self.policy.where == "worker":
+            return  # the slot has tried for as long as the policy says
+        wait = self._next_wait(self.request, error, began)
         if wait is not None:
-            self._try_again(error, wait, first)
+            self._try_again(error, wait, History.of(self.request, began))
 
-    def try_again_as_asked(self, wait: float | None) -> NoReturn:
-        """Schedule the attempt that the running one asks for.
+    def _next_wait(self, request: Any, error: Exception, began: float) -> float | None:
+        """Return the seconds until the next attempt, or None if there is none."""
+        policy = self.policy
+        if policy is None or isinstance(error, _NEVER_AGAIN):
+            return None
+        if policy.where == "worker" and isinstance(error, SoftTimeLimitExceeded):
+            return None  # the limit is the slot's, and the next attempt there would have no time
+        history = History.of(request, began)
+        wait = policy.next_wait(error, history.attempt, history.elapsed, history.idle)
+        return None if wait is None or passed(deadline_of(request.headers), wait) else wait
 
-        Args:
-            wait: seconds; None: what the policy says, or none.
-
-        Raises:
-            MaxRetriesExceededError: Celery's, if this was the last attempt that the policy allows.
-        """
-        policy, attempt = self.policy, (self.request.retries or 0) + 1
-        if policy is not None and attempt >= policy.attempts:
-            raise MaxRetriesExceededError(f"task {self.name} asks for another run after attempt {attempt}, its last")
-        if wait is None:
-            wait = policy.wait(attempt) if policy is not None else 0.0
-        self._try_again(None, wait, self._first_attempt(time.time()))
-
-    def _try_again(self, error: Exception | None, wait: float, first: float) -> NoReturn:
+    def _try_again(self, error: Exception | None, wait: float, history: History) -> NoReturn:
         """Schedule the next attempt and end this one; attempts are counted in the message."""
-        headers = _given(self.request.headers or {})
-        headers[HEADER_ATTEMPTS_SINCE] = datetime.fromtimestamp(first, UTC).isoformat()
-        self.retry(exc=error, countdown=wait, max_retries=_UNBOUNDED, headers=headers)
-        raise AssertionError("Celery's retry always raises")
+        headers = {**_given(self.request.headers or {}), **history.headers_after(error, wait)}
+        told = error if error is not None else TaskError("the task asked for another attempt")
+        # our own bounds instead of Celery's: what is sent after a lost connection may be a second next attempt
+        options = {"retry": False} if self.app.safe and not self.request.is_eager else {}
+
+        def publish(countdown: float) -> None:
+            bound = self.app.publish_timeout
+            with nullcontext() if bound is None else deadline(bound):
+                self.retry(exc=told, countdown=countdown, max_retries=_UNBOUNDED, headers=headers, **options)
+
+        due = time.time() + wait
+        try:
+            hand_over(self, wait, publish, late=bool(self.acks_late))
+        except CeleryRetry as scheduled:
+            with suppress(AttributeError):  # an exception with slots cannot carry it
+                setattr(scheduled.exc, NEXT_ATTEMPT, {"attempt": history.attempt, "next_at": due})
+            raise
 
     def signature_from_request(
         self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
@@ -165,14 +258,6 @@ class TypedTask(CeleryTask):
             queue = name if name in self.app.amqp.queues else None
         return super().signature_from_request(request, args, kwargs, queue, **options)
 
-    def _first_attempt(self, began: float) -> float:
-        """Return when the first attempt began, in seconds since 1970; this one began at ``began``."""
-        said = (self.request.headers or {}).get(HEADER_ATTEMPTS_SINCE)
-        try:
-            return datetime.fromisoformat(said).timestamp() if said else began
-        except (TypeError, ValueError):
-            return began  # somebody else's header
-
     # -- sending through Celery's own ways: signatures, canvas, beat
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
@@ -186,6 +271,9 @@ class TypedTask(CeleryTask):
         if not self.show_arguments:
             options.setdefault("argsrepr", f"({len(args)} hidden)")
             options.setdefault("kwargsrepr", f"{{{len(kwargs)} hidden}}")
+        headers = inherited(options.get("headers"))
+        if headers is not None:
+            options["headers"] = headers
         # a tuple, as delay() has it: that is how headers and events show it
         return CeleryTask.apply_async(self, tuple(args), kwargs, *rest, **options)
 
@@ -208,11 +296,31 @@ class TypedTask(CeleryTask):
 # Celery reads None as "the task's own max_retries", which bounds lost workers, not the attempts of a policy.
 _UNBOUNDED = 2**31
 
+# Errors that another attempt would end in too.
+_NEVER_AGAIN = (ArgumentsError, PayloadError, TaskRevoked, CeleryRetry, Ignore, Reject)
+
+# Seconds between two looks, while a task waits in its slot, at whether the worker shuts down.
+_LOOK_UP = 0.5
+
 # kombu's native delays put the bits of the delay before the key.
 _DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 
 # RabbitMQ's notes about a message that was delayed or delivered again.
 _BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+
+
+def _leave_at_shutdown(left: float, error: Exception) -> None:
+    """Let the broker keep the rest of a wait if this process's worker shuts down (a pool's children do not know)."""
+    state: Any = sys.modules.get("celery.worker.state")
+    if state is not None and (state.should_stop not in (None, False) or state.should_terminate not in (None, False)):
+        raise _AskedAgain(left, error)
+
+
+def _count(request: Any, error: Exception, wait: float, began: float) -> None:
+    """Note in the running request that its next attempt begins, for all who look there."""
+    told = History.of(request, began).headers_after(error, wait)
+    request.headers = {**(request.headers or {}), **told}
+    request.retries = (request.retries or 0) + 1
 
 
 def _given(headers: Mapping[str, Any]) -> dict[str, Any]:

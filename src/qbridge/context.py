@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol
 
-__all__ = ["PROGRESS_STATE", "Progress", "TaskContext"]
+__all__ = ["PROGRESS_STATE", "Progress", "Retrying", "TaskContext"]
 
 PROGRESS_STATE = "PROGRESS"
 """The Celery state under which progress is stored; custom states are ordinary to Celery's tools."""
@@ -33,11 +33,30 @@ class Progress:
         return min(1.0, max(0.0, self.done / self.total)) if self.total else 0.0
 
 
+@dataclass(frozen=True)
+class Retrying:
+    """A task that has failed and waits for its next attempt.
+
+    Args:
+        attempt: number of the attempt that failed; the first is 1.
+        next_at: when the next attempt begins, at the earliest.
+        error: what the failed attempt said: type and text.
+    """
+
+    attempt: int
+    next_at: datetime
+    error: str
+
+
 class Run(Protocol):
     """What a context asks of the worker that runs the task."""
 
     def report(self, state: str, meta: Mapping[str, Any]) -> None:
         """Store an intermediate state."""
+        ...
+
+    def check(self) -> None:
+        """Raise if the run should end."""
         ...
 
     def try_again(self, wait: float | None) -> NoReturn:
@@ -50,6 +69,9 @@ class _Detached:
 
     def report(self, state: str, meta: Mapping[str, Any]) -> None:
         """Nobody listens to a plain call."""
+
+    def check(self) -> None:
+        """Nobody ends a plain call."""
 
     def try_again(self, wait: float | None) -> NoReturn:
         raise RuntimeError("this task was called directly: there is no worker that could run it again")
@@ -69,6 +91,8 @@ class TaskContext:
     queue: str | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
     """The headers given when sent (``using(headers=...)``)."""
+    deadline: datetime | None = None
+    """By when the task has to be over, with a time zone; its own or one inherited from the task that sent it."""
     _run: Run = field(default=_Detached(), repr=False, compare=False)
 
     @property
@@ -86,6 +110,14 @@ class TaskContext:
         """
         self._run.report(PROGRESS_STATE, {"done": done, "total": total, "note": note})
 
+    def check(self) -> None:
+        """Let a long task end where it can, if there is no use in going on; call it between two pieces of work.
+
+        Raises:
+            TaskRevoked: if the deadline has passed.
+        """
+        self._run.check()
+
     def retry(self, after: float | timedelta | None = None) -> NoReturn:
         """End this attempt and run the task again.
 
@@ -93,7 +125,8 @@ class TaskContext:
             after: seconds or timedelta to wait; None: what the task's ``Retry`` says, or at once without one.
 
         Raises:
-            MaxRetriesExceededError: Celery's, if this is the last attempt of the task's ``Retry``.
+            MaxRetriesExceededError: Celery's, if this is the last attempt of the task's ``Retry``, or if the
+                next would begin after the deadline.
             RuntimeError: in a plain call, where there is no worker.
         """
         self._run.try_again(after.total_seconds() if isinstance(after, timedelta) else after)

@@ -71,6 +71,8 @@ class SendOptions(TypedDict, total=False):
     task_id: str
     headers: Mapping[str, Any]
     """JSON values; ``TaskContext.headers`` shows them."""
+    deadline: datetime | timedelta
+    """By when it has to be over, or how long from now; not begun after that, and inherited by what the task sends."""
 
 
 CELERY_HEADERS = frozenset({

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from celery._state import get_current_worker_task, task_join_will_block
 
-from qbridge.context import PROGRESS_STATE, Progress
+from qbridge.context import PROGRESS_STATE, Progress, Retrying
 from qbridge.exceptions import ResultUnknown, TaskFailed, TaskRevoked
 
 __all__ = ["ResultReader", "TaskResult"]
@@ -147,6 +147,18 @@ class TaskResult(Generic[R_co]):
         if not isinstance(stored, Mapping) or "done" not in stored or "total" not in stored:
             return None  # another program's PROGRESS
         return Progress(stored["done"], stored["total"], stored.get("note"))
+
+    def retrying(self) -> Retrying | None:
+        """Return how the last attempt failed and when the next begins, or None if the task does not wait for one."""
+        meta = self._look()
+        if meta["status"] != "RETRY":
+            return None
+        stored = meta.get("error_json")
+        told = stored.get("retry") if isinstance(stored, Mapping) else None
+        if not isinstance(stored, Mapping) or not isinstance(told, Mapping):
+            return None  # a task of plain Celery's, which does not say when
+        error = f"{stored.get('exc_type')}: {stored.get('exc_text')}"
+        return Retrying(int(told["attempt"]), datetime.fromtimestamp(told["next_at"], UTC), error)
 
     def revoke(self, *, terminate: bool = False) -> None:
         """Tell the workers not to run the task.

@@ -18,7 +18,7 @@ from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline, remaining
 from qbridge.exceptions import BrokerUnavailable, QBridgeError
 
-__all__ = ["Attempts", "SendingThreads"]
+__all__ = ["Attempts", "SendingThreads", "is_broker_error", "is_connection_error"]
 
 T = TypeVar("T")
 
@@ -100,9 +100,23 @@ class Attempts:
         )
 
     def _is_broker_error(self, error: Exception) -> bool:
-        if isinstance(error, OperationalError | OSError):
+        return is_broker_error(self._app, error)
+
+
+def is_broker_error(app: Any, error: object) -> bool:
+    """Return whether an error of a publish is the broker's, and not the message's."""
+    return isinstance(error, (OperationalError, OSError, *_kinds(app)))
+
+
+def is_connection_error(app: Any, error: object) -> bool:
+    """Return whether the connection broke, or none could be had; False where the broker answered, or was silent."""
+    transport = app.connection_for_write().transport
+    kinds = (OSError, *(kind for kind in transport.connection_errors if kind in _kinds(app)))
+    while isinstance(error, BaseException):
+        if isinstance(error, kinds) and not isinstance(error, TimeoutError):
             return True
-        return isinstance(error, _kinds(self._app))
+        error = error.__cause__
+    return False
 
 
 def _may_have_arrived(error: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from pydantic import BaseModel
+from tenacity import retry_if_exception_type, stop_after_attempt
 
 import qbridge
 from qbridge import (
@@ -35,6 +36,7 @@ from qbridge import (
     ResultTimeout,
     ResultUnknown,
     Retry,
+    Retrying,
     RpcResults,
     SerializationConfig,
     Task,
@@ -86,6 +88,8 @@ def crunch(ctx: TaskContext, rows: list[Invoice]) -> dict[str, int]:
     assert_type(ctx.task_id, str)
     assert_type(ctx.attempt, int)
     assert_type(ctx.is_last_attempt, bool)
+    assert_type(ctx.deadline, datetime | None)
+    ctx.check()
     assert_type(ctx.queue, str | None)
     ctx.progress(1, 2, note="half")
     return {}
@@ -127,6 +131,11 @@ assert_type(add.delay(a=1, b=2).get(timeout=10), int)
 assert_type(render.delay(Invoice(number=1), dpi=300).get(), Rendered)
 assert_type(crunch([Invoice(number=1)]), dict[str, int])
 assert_type(crunch.delay([]), TaskResult[dict[str, int]])
+add.using(deadline=timedelta(minutes=5)).delay(1, 2)
+add.using(deadline=datetime.now(UTC))
+add.using(deadline=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Retry(on=OSError, where="worker")
+assert_type(Retry.from_tenacity(retry=retry_if_exception_type(OSError), stop=stop_after_attempt(3)), Retry)
 still_async: AsyncTask[[str], bytes] = fetch.using(countdown=1)
 coroutine: Coroutine[Any, Any, bytes] = fetch("x")
 assert_type(fetch.delay("x"), TaskResult[bytes])
@@ -171,6 +180,7 @@ assert_type(result.failed(), bool)
 assert_type(result.result, int | BaseException | None)
 assert_type(result.traceback, str | None)
 assert_type(result.progress(), Progress | None)
+assert_type(result.retrying(), Retrying | None)
 result.revoke(terminate=True)
 result.forget()
 

@@ -103,3 +103,9 @@ def test_what_could_only_fail_in_a_worker_is_refused_at_once(wrong: dict[str, An
 def test_a_function_that_ends_without_a_word_says_no() -> None:
     """Python's functions return None where nobody thought of the case."""
     assert Retry(on=lambda error: None).next_wait(ValueError(), 1) is None  # type: ignore[arg-type, return-value]
+
+
+def test_a_place_to_wait_that_does_not_exist_is_refused() -> None:
+    """There are two."""
+    with pytest.raises(ConfigurationError, match="where"):
+        Retry(on=ValueError, where="moon")  # type: ignore[arg-type]

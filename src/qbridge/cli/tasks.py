@@ -68,10 +68,11 @@ def _retry(policy: Retry | None) -> dict[str, Any] | None:
     on = policy.on if isinstance(policy.on, tuple) else (policy.on,)
     return {
         "on": [getattr(error, "__name__", "a function") for error in on],
-        "attempts": policy.attempts,
+        "attempts": policy.attempts if policy.bounded else None,
         "timeout": _seconds(policy.timeout),
         "wait_initial": _seconds(policy.wait_initial),
         "wait_max": _seconds(policy.wait_max),
+        "where": policy.where,
     }
 
 
@@ -87,7 +88,7 @@ def _policies(task: dict[str, Any]) -> list[str]:
     found.append(task["delivery"].replace("_", " "))
     retry = task["retry"]
     if retry is not None:
-        found.append(f"{retry['attempts']} attempts on {', '.join(retry['on'])}")
+        found.append(f"{retry['attempts'] or 'any number of'} attempts on {', '.join(retry['on'])}")
     for name, word in (("time_limit", "limit"), ("soft_time_limit", "soft limit"), ("expires", "expires after")):
         if task[name] is not None:
             found.append(f"{word} {task[name]:g} s")

@@ -7,7 +7,6 @@ refused: an existing fleet is joined as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qbridge.backends.rabbitmq import RabbitMQBroker
@@ -94,8 +93,8 @@ def _results(config: BridgeConfig) -> Iterator[Fault]:
         )
     expires = getattr(config.results, "expires", None)
     if config.retry is not None and expires is not None:
-        longest = sum(replace(config.retry, wait_jitter=0).preview())
-        if longest >= expires:
+        longest = config.retry.longest()
+        if longest is not None and longest >= expires:
             yield Fault(
                 ("results", "expires"),
                 f"results expire after {expires:g} s, before the last retry, {longest:g} s after the first attempt",

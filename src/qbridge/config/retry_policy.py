@@ -50,7 +50,7 @@ def write_retry(retry: Retry | None) -> dict[str, Any] | None:
     """Write a policy as a file would; functions by their names only."""
     if retry is None:
         return None
-    written = {field.name: getattr(retry, field.name) for field in fields(retry)}
+    written = {field.name: getattr(retry, field.name) for field in fields(Retry)}
     kinds = retry.on if isinstance(retry.on, tuple) else (retry.on,)
     written["on"] = [f"{kind.__module__}.{getattr(kind, '__qualname__', type(kind).__qualname__)}" for kind in kinds]
     return written

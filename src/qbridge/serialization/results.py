@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["ERROR_TEXT_LIMIT", "TypedResultMixin", "error_text", "revive"]
+__all__ = ["ERROR_TEXT_LIMIT", "NEXT_ATTEMPT", "TypedResultMixin", "error_text", "revive"]
 
 ERROR_TEXT_LIMIT = 8_192
 """Longest text of an exception that is stored beside it, in characters."""
+
+NEXT_ATTEMPT = "qbridge_next_attempt"
+"""Attribute of an exception after which its task waits for another attempt: number of the attempt, time of the next."""
 
 # kombu writes {"__type__": "datetime", "__value__": "…"}; looking for the marker is far cheaper than walking.
 _MARKER = b'"__type__"'
@@ -34,7 +37,8 @@ class TypedResultMixin(_Base):
     A meta then has, besides what plain Celery puts there:
 
     - ``result_json``: the value as ``json.loads`` gives it; a user's own ``{"__type__": …, "__value__": …}`` is a dict.
-    - ``error_json``: in failure states, the stored mapping ``exc_type, exc_module, exc_message, exc_text``.
+    - ``error_json``: in failure states, the stored mapping ``exc_type, exc_module, exc_message, exc_text``; in RETRY
+      also ``retry``: the number of the attempt that failed, and when the next begins (seconds since 1970).
 
     ``result`` itself is what plain Celery gives, so that ``AsyncResult`` does not change, with two exceptions: what
     plain Celery cannot decode stays as it is, and an exception that cannot be rebuilt is replaced by the error that
@@ -106,6 +110,9 @@ class TypedResultMixin(_Base):
         prepared = super().prepare_exception(original, serializer)
         if isinstance(prepared, dict):
             prepared["exc_text"] = error_text(original)
+            following = getattr(exc, NEXT_ATTEMPT, None)
+            if following is not None:
+                prepared["retry"] = following
             if isinstance(original, OSError) and isinstance(original.filename, str) and len(original.args) == 2:
                 # its args leave out which file
                 prepared["exc_message"] = [*prepared["exc_message"], original.filename]

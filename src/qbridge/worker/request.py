@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from celery.worker.request import Request
 
+from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
 
 __all__ = ["TypedRequest"]
@@ -16,6 +18,14 @@ class TypedRequest(Request):
 
     Without a content type the tracer takes the body as ``(args, kwargs, embed)``.
     """
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        due: datetime | None = deadline_of(message.headers)
+        expires: Any = getattr(self, "expires")  # noqa: B009
+        if due is not None and (expires is None or due < expires):
+            # a task past its deadline is a task that has expired: not run, REVOKED
+            self._expires = due
 
     @property
     def body(self) -> Any:
