@@ -1,0 +1,67 @@
+"""Does a policy keep its count and its waits while workers are killed and the broker is restarted?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qbridge import Bridge, BridgeConfig
+from qbridge.testing.contracts.kit import WorkerProcess
+from qbridge.testing.waiting import wait_until
+
+HERE = Path(__file__).parent
+WAITS = [1, 2, 4, 4]
+#: What a new worker, or a restarted broker, takes to be there on a busy machine.
+SLACK = 12.0
+
+
+@pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
+def test_five_attempts_are_five_wherever_they_run(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
+    """A worker is killed before the third, the broker restarted before the fifth: none lost or repeated."""
+    log = tmp_path / "runs"
+    server: Any = None
+    url = f"embedded://{tmp_path}/bridge.db"
+    if kind == "rabbitmq":
+        server = request.getfixturevalue("qbridge_rabbitmq")
+        url = server.create_vhost("retry_restarts")
+    results = f"sqlite:///{tmp_path}/results.db"
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "QBRIDGE_BROKER": url, "QBRIDGE_RESULTS": results}
+    command = [sys.executable, "-m", "qbridge", "worker", "-A", "retry_app:bridge", "--pool", "process"]
+
+    def start(name: str) -> WorkerProcess:
+        folder = tmp_path / name
+        folder.mkdir()
+        worker = WorkerProcess([*command, "--concurrency", "1"], environment, folder)
+        _ = worker.name
+        return worker
+
+    def ran(times: int) -> bool:
+        return log.exists() and len(log.read_text().splitlines()) >= times
+
+    worker = start("first")
+    try:
+        with Bridge(BridgeConfig(broker=url, results=results)) as bridge:
+            result = bridge.send("retry.steady", (str(log),))
+            wait_until(lambda: ran(2), 40, what="the second attempt")
+            wait_until(lambda: result.state == "RETRY", 10, what="its retry")
+            worker.kill()
+            worker = start("second")
+            wait_until(lambda: ran(4), 60, what="the fourth attempt")
+            if server is not None:
+                wait_until(lambda: result.state == "RETRY", 10, what="its retry")
+                server.restart()
+            assert result.get(timeout=90) == 5
+    finally:
+        worker.kill()
+        if server is not None:
+            server.heal()
+            server.delete_vhost("retry_restarts")
+    attempts, times = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+    assert attempts == ("1", "2", "3", "4", "5")
+    for wait, (earlier, later) in zip(WAITS, pairwise(map(float, times)), strict=True):
+        assert wait - 0.1 <= later - earlier <= wait + SLACK
