@@ -138,11 +138,15 @@ def test_lists_and_mappings_in_variables(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_retry_in_a_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors are named as text, numbers as numbers or text."""
-    (project / "qbridge.toml").write_text('[retry]\non = ["ConnectionError", "json.JSONDecodeError"]\nattempts = 2\n')
+    (project / "qbridge.toml").write_text(
+        '[retry]\non = ["ConnectionError", "json.JSONDecodeError"]\nattempts = 2\nwhere = "worker"\n'
+    )
     monkeypatch.setenv("QBRIDGE_RETRY__WAIT_MAX", "1.5")
     import json
 
-    assert BridgeConfig().retry == Retry(on=(ConnectionError, json.JSONDecodeError), attempts=2, wait_max=1.5)
+    assert BridgeConfig().retry == Retry(
+        on=(ConnectionError, json.JSONDecodeError), attempts=2, wait_max=1.5, where="worker"
+    )
 
 
 @pytest.mark.parametrize(

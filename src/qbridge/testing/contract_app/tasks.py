@@ -221,6 +221,16 @@ def try_again(path: str, succeed_at: int) -> int:
     return number
 
 
+@task(retry=Retry(on=OutOfStock, attempts=2, wait_initial=2, wait_jitter=0.0))
+def try_again_later(path: str) -> int:
+    """Fail in the first run, and take a while to try again."""
+    _note(path)
+    number = len(runs(Path(path)))
+    if number == 1:
+        raise OutOfStock("lamp", number)
+    return number
+
+
 @task(context=True, retry=Retry(on=OutOfStock, attempts=3, wait_initial=0.1, wait_exp_base=1.0, wait_jitter=0.0))
 def attempts(ctx: TaskContext, path: str) -> list[str]:
     """Note the number of each attempt, and fail until the last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_retried_task_runs_until_it_succeeds(qbridge_contract: Contract) -> No
     assert len(runs(path)) == 3
 
 
+def test_a_task_that_waits_for_its_next_attempt_says_so(qbridge_contract: Contract) -> None:
+    """State RETRY, with the number of the attempt that failed, the time of the next, and the error; then the result."""
+    path = qbridge_contract.path()
+    result = qbridge_contract.tasks.try_again_later.delay(str(path))
+    if qbridge_contract.bridge.config.results.capabilities.progress:
+        wait_until(lambda: result.state == "RETRY", 20, what="the retry")
+        told = result.retrying()
+        assert told is not None
+        assert told.attempt == 1
+        assert "OutOfStock" in told.error
+        assert abs((told.next_at - datetime.now(UTC)).total_seconds()) < 20
+    assert result.get(timeout=30) == 2
+    assert result.retrying() is None
+
+
 def test_the_last_error_arrives_when_the_attempts_are_used_up(qbridge_contract: Contract) -> None:
     """``attempts`` counts the first run; afterwards the caller gets the last error, not a word about retries."""
     path = qbridge_contract.path()
@@ -90,18 +106,20 @@ def test_a_task_knows_which_attempt_it_is(qbridge_contract: Contract) -> None:
 
 
 def test_an_expired_task_is_not_run(qbridge_contract: Contract) -> None:
-    """A task that nobody took before it expired raises TaskRevoked at the caller."""
+    """A task that nobody took before it expired, or before its deadline, raises TaskRevoked at the caller."""
     contract = qbridge_contract
     path = contract.path()
     contract.purge("idle")
     result = contract.tasks.note.using(queue="idle", expires=0.2).delay(str(path))
-    good = contract.tasks.add.using(queue="idle", expires=60).delay(1)
+    late = contract.tasks.note.using(queue="idle", deadline=timedelta(seconds=0.2)).delay(str(path))
+    good = contract.tasks.add.using(queue="idle", expires=60, deadline=timedelta(seconds=60)).delay(1)
     began = time.monotonic()
     wait_until(lambda: time.monotonic() - began > 0.3, what="the task to expire")
     with contract.bridge.worker(pool="solo", queues=["idle"]):
         assert good.get(timeout=20) == 11
-        with pytest.raises(TaskRevoked):
-            result.get(timeout=20)
+        for unwanted in (result, late):
+            with pytest.raises(TaskRevoked):
+                unwanted.get(timeout=20)
     assert runs(path) == []
 
 
