@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery.apps.worker import Worker
@@ -151,6 +152,19 @@ def _shut_down() -> None:
     raise WorkerShutdown(0)
 
 
+def _take_no_more(controller: Any) -> None:
+    """Stop consuming, and give back what no thread has begun."""
+    consumer = controller.consumer
+    with suppress(*consumer.connection_errors):  # what it held is given back by the broker
+        if consumer.task_consumer is not None:
+            consumer.task_consumer.cancel()
+    for request in controller.pool.withdraw():
+        state.task_ready(request)
+        if not request.acknowledged:
+            request.acknowledged = True
+            request.message.reject_log_error(logger, consumer.connection_errors, requeue=True)
+
+
 @contextmanager
 def in_process_worker(
     app: Any, *, pool: str, concurrency: int, queues: Iterable[str] | None, start_timeout: float, stop_timeout: float
@@ -212,7 +226,13 @@ def in_process_worker(
         app.in_process_workers -= 1
         # in the worker's own thread: two threads must not read one connection
         consumer: Any = controller.__dict__["consumer"]
+        end = time.monotonic() + stop_timeout
+        if isinstance(controller.pool, EndingThreadPool):
+            # A caller has its result before the message is acknowledged, and may end the worker between the two.
+            consumer.call_soon(_take_no_more, controller)
+            while controller.pool.at_work and thread.is_alive() and time.monotonic() < end:
+                time.sleep(0.005)
         consumer.call_soon(_shut_down)
-        thread.join(stop_timeout)
+        thread.join(max(0.1, end - time.monotonic()))
         if thread.is_alive():
             logger.warning("the worker inside this process is still running a task after %g s", stop_timeout)

@@ -42,9 +42,14 @@ async def _with_async_client(tasks: Any) -> tuple[list[int], float]:
 
 def test_the_async_client_does_not_block_the_event_loop(qbridge_contract: Contract) -> None:
     """``adelay``, ``aget`` and ``await`` work one by one and all at once, and the loop goes on meanwhile."""
-    values, longest = asyncio.run(_with_async_client(qbridge_contract.tasks))
-    assert values == list(range(1, 21))
-    assert longest < 0.05
+    blocked = []
+    for _ in range(3):  # a call that blocks does so each time; a machine that is busy with other things does not
+        values, longest = asyncio.run(_with_async_client(qbridge_contract.tasks))
+        assert values == list(range(1, 21))
+        blocked.append(longest)
+        if longest < 0.05:
+            break
+    assert min(blocked) < 0.05
 
 
 def test_the_async_client_refuses_wrong_arguments(qbridge_contract: Contract) -> None:
