@@ -68,8 +68,11 @@ class _Run:
             self.task.update_state(task_id=self.request.id, state=state, meta=dict(meta))
 
     def check(self) -> None:
+        task_id = str(self.request.id)
         if passed(deadline_of(self.request.headers)):
-            raise TaskRevoked(f"the deadline of task {self.request.id} has passed", "", str(self.request.id))
+            raise TaskRevoked(f"the deadline of task {task_id} has passed", "", task_id)
+        if _revoked_here(task_id):
+            raise TaskRevoked(f"task {task_id} was revoked while it ran", "", task_id)
 
     def try_again(self, wait: float | None) -> NoReturn:
         """Schedule the attempt that the running one asks for.
@@ -314,6 +317,12 @@ def _leave_at_shutdown(left: float, error: Exception) -> None:
     state: Any = sys.modules.get("celery.worker.state")
     if state is not None and (state.should_stop not in (None, False) or state.should_terminate not in (None, False)):
         raise _AskedAgain(left, error)
+
+
+def _revoked_here(task_id: str) -> bool:
+    """Return whether this process's worker knows of a revoke (children of a pool do not)."""
+    state: Any = sys.modules.get("celery.worker.state")
+    return state is not None and task_id in state.revoked
 
 
 def _count(request: Any, error: Exception, wait: float, began: float) -> None:

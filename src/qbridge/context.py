@@ -113,8 +113,11 @@ class TaskContext:
     def check(self) -> None:
         """Let a long task end where it can, if there is no use in going on; call it between two pieces of work.
 
+        A revoke is seen on the thread pool only: a child of the process pool does not hear of it (there
+        ``revoke(terminate=True)`` ends the task), and the solo pool does not listen while a task runs.
+
         Raises:
-            TaskRevoked: if the deadline has passed.
+            TaskRevoked: if the deadline has passed, or if the task was revoked.
         """
         self._run.check()
 

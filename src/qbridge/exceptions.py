@@ -14,7 +14,7 @@
     ├── ResultTimeout (also TimeoutError)
     ├── ResultUnknown                          no such id, expired, or forgotten
     ├── TaskFailed                             a remote failure that cannot be rebuilt as its own type
-    ├── TaskRevoked                            the task was revoked or expired before it ran
+    ├── TaskRevoked                            the task was revoked, or its time was over
     └── BatchError                             a bulk submission that was not confirmed as a whole
 
 The classes never move: Celery stores their module and name beside failed results.
@@ -164,7 +164,7 @@ class TaskFailed(QBridgeError):
 
 
 class TaskRevoked(QBridgeError):
-    """The task was revoked, or had expired, before it ran."""
+    """The task was revoked or had expired before it ran, or its ``ctx.check()`` found so while it ran."""
 
     def __init__(self, what: str = "", todo: str = "", task_id: str = "") -> None:
         super().__init__(what, todo, task_id)

@@ -161,7 +161,9 @@ class TaskResult(Generic[R_co]):
         return Retrying(int(told["attempt"]), datetime.fromtimestamp(told["next_at"], UTC), error)
 
     def revoke(self, *, terminate: bool = False) -> None:
-        """Tell the workers not to run the task.
+        """Tell the workers not to run the task; on the thread pool a running one ends at its next ``ctx.check()``.
+
+        The workers that run now are told. They keep it in memory: when all of them restart, it is forgotten.
 
         Args:
             terminate: also end it if it is running (process pool only).
