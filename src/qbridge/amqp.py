@@ -6,6 +6,8 @@ each wait of a send honours one deadline; a broken connection is dropped without
 server would never answer; task messages are confirmed, events and control messages are not; payloads have a limit.
 """
 
+# long because: connection, pools, producer and ``app.amqp`` are the links of one chain, each made by the next.
+
 from __future__ import annotations
 
 from collections.abc import Callable

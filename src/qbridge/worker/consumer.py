@@ -137,6 +137,7 @@ class BridgeConsumer(Consumer):
             ending = self._ending
             if ending is not None:
                 return ending.hold(message)
+            maybe_shutdown()  # several messages arrive at once, and the solo pool runs each of them here
             try:
                 self._screen(message)
                 if delays.put_back(message, guarded):

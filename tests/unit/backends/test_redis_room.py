@@ -14,10 +14,11 @@ import redis
 import redis.sentinel
 from celery.app.defaults import DEFAULTS
 from kombu.connection import Connection
-from kombu.transport.redis import SentinelChannel
+from kombu.transport.redis import SentinelChannel, SentinelTransport
 from redis.retry import Retry
 
 from qbridge.backends.redis import RedisBroker, RedisResults, Sentinel
+from qbridge.backends.redis.transport import derive
 from qbridge.exceptions import ConfigurationError
 
 SECRET = "s3cret"
@@ -223,7 +224,7 @@ def test_every_setting_is_one_that_celery_and_kombu_read(where: dict[str, Any]) 
     for settings in (broker.celery_settings(), broker.minimal_celery_settings()):
         assert set() == set(settings) - set(DEFAULTS)
         read = {
-            *SentinelChannel.from_transport_options,
+            *derive(SentinelTransport).Channel.from_transport_options,
             "max_retries",
             "interval_start",
             "interval_step",

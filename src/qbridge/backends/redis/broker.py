@@ -30,17 +30,16 @@ class RedisBroker(RedisServer, Broker, frozen=True):
         key_prefix: put before every key, so that several applications can share a database.
         connect_timeout: seconds for one attempt to connect.
         publish_timeout: seconds that a send may take in all.
-        lease: seconds without a heartbeat after which another worker takes a task over. Not in force yet: until
-            leases are, ``visibility_timeout`` decides, and nothing reads this field.
-        visibility_timeout: seconds after which a message that no worker has acknowledged is delivered again. This is
-            how long the tasks of a worker that was killed wait (one that shuts down, or loses a child, gives them back
-            at once), and the longest that a task may run, or be held for a countdown, without running twice.
+        lease: seconds without a sign of life after which another worker takes over what a worker held. Workers renew
+            it every third of it, however long their tasks run.
+        visibility_timeout: seconds after which a message that a plain Celery worker has not acknowledged is delivered
+            again; what qbridge's workers hold has a lease instead.
     """
 
     kind: Literal["redis"] = "redis"
     lease: Seconds = 30.0
-    # Twelve hours where Celery has one. Too long delays the tasks of a killed worker, which shows, and loses nothing.
-    # Too short runs every longer task again while it is still running, and again, in silence.
+    # Twelve hours where Celery has one. Too long delays the tasks of a killed plain worker, which shows, and loses
+    # nothing. Too short runs every longer task again while it is still running, and again, in silence.
     visibility_timeout: Seconds = 12 * 3600.0
 
     if TYPE_CHECKING:
@@ -122,6 +121,7 @@ class RedisBroker(RedisServer, Broker, frozen=True):
             # Look for messages of dead workers every 10 s; kombu's default is every tenth time, about 100 s.
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
+            "lease": self.lease,  # read by qbridge's transport
             # No priority_steps: kombu's are the same buckets, and qbridge's transport brings the order to take them in.
             **self._publish_retry_policy(),
             **self.sentinel_options(self.socket_timeout),
@@ -138,8 +138,8 @@ class RedisBroker(RedisServer, Broker, frozen=True):
             publisher_confirms=True,
             rpc_results=True,
             notes=(
-                "the tasks of a killed worker wait for visibility_timeout",
-                "a task that runs, or waits for its countdown, longer than visibility_timeout runs twice",
+                "the tasks of a killed worker run elsewhere when its lease has ended",
+                "a worker that is stopped for longer than its lease, and goes on, runs its task beside the second run",
             ),
         )
 

@@ -53,11 +53,14 @@ def check_broker(broker: RedisBroker, queues: Sequence[Any] = ()) -> tuple[Findi
     for name in [queue.name for queue in queues] or ["default"]:
         queue = f"{prefix}{name}"
         probes += _on(queue, "LPUSH KEY x", "RPUSH KEY x", "BRPOP KEY 1", "RPOP KEY", "LLEN KEY", "DEL KEY")
+        probes += _on(f"{prefix}qbridge.wake.{name}", "XADD KEY * w 1", "PEXPIRE KEY 1", "XREAD STREAMS KEY 0")
         probes += _on(f"{queue}{_PRIORITY_SEPARATOR}9", "LPUSH KEY x")
     # kombu's own bookkeeping: what is delivered and not acknowledged, and which queues an exchange has.
     probes += _on(f"{prefix}unacked", "HSET KEY x x", "HGET KEY x", "HDEL KEY x")
     probes += _on(f"{prefix}unacked_index", "ZADD KEY 0 x", "ZREM KEY x", "ZRANGE KEY 0 0 BYSCORE")
     probes += _on(f"{prefix}unacked_mutex", "SET KEY x NX EX 1", f"EVALSHA {'0' * 40} 1 KEY")
+    probes += _on(f"{prefix}qbridge.claims", "HSET KEY x x", "HGETALL KEY", "HEXISTS KEY x")
+    probes += _on(f"{prefix}qbridge.schedule", "ZADD KEY 0 x", "ZRANGEBYSCORE KEY 0 0", "ZREM KEY x", "ZSCORE KEY x")
     probes += _on(f"{prefix}_kombu.binding.celery", "SADD KEY x", "SREM KEY x", "SMEMBERS KEY")
     probes += _on(f"{prefix}/{broker.db}.celery.pidbox", "PUBLISH KEY x")
     visit = _Visit("broker", broker, broker.publish_timeout, probes)
@@ -73,12 +76,11 @@ def check_results(results: RedisResults) -> tuple[Finding, ...]:
 
 
 def _when_killed(broker: RedisBroker) -> Iterator[Finding]:
-    hours = broker.visibility_timeout / 3600
     yield Finding(
         "info",
-        "broker.visibility_timeout",
-        f"tasks of a killed worker come back after {hours:g} h; a task or countdown longer than that runs twice",
-        "Set visibility_timeout above your longest task and countdown, and no higher than you can wait.",
+        "broker.lease",
+        f"tasks of a killed worker run elsewhere after {broker.lease:g} s",
+        "A shorter lease is quicker, and less patient with a worker that stands still.",
     )
 
 

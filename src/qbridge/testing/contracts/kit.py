@@ -207,7 +207,12 @@ class Contract:
 
     @contextmanager
     def worker_of(
-        self, *queues: str, pool: str = "process", concurrency: int = 1, celery: Sequence[str] | None = None
+        self,
+        *queues: str,
+        pool: str = "process",
+        concurrency: int = 1,
+        celery: Sequence[str] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> Iterator[WorkerProcess]:
         """Another worker process, for the length of a ``with`` block; it consumes when the block begins.
 
@@ -216,8 +221,9 @@ class Contract:
             pool: as in ``WorkerConfig``.
             concurrency: tasks at a time.
             celery: further words for ``celery worker``, which runs it then instead of ``qbridge worker``.
+            settings: further variables of its environment.
         """
-        worker = self._start(queues, pool, concurrency, celery)
+        worker = self._start(queues, pool, concurrency, celery, settings)
         try:
             _ = worker.name
             yield worker
@@ -225,10 +231,16 @@ class Contract:
             worker.kill()
 
     def _start(
-        self, queues: Sequence[str], pool: str, concurrency: int, celery: Sequence[str] | None = None
+        self,
+        queues: Sequence[str],
+        pool: str,
+        concurrency: int,
+        celery: Sequence[str] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> WorkerProcess:
         environment = {
             **self.process_environment(),
+            **(settings or {}),
             "QBRIDGE_WORKER__POOL": pool,
             "QBRIDGE_WORKER__CONCURRENCY": str(concurrency),
         }

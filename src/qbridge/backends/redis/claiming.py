@@ -1,0 +1,196 @@
+"""How does a consumer get messages? By claims, several messages at once, and between them by waiting for a sender.
+
+Where kombu begins a BRPOP, this sends the claiming script, or, when there was nothing, a wait for an entry of the
+queues' streams. Nothing is popped by waiting, so an answer that nobody reads loses nothing.
+"""
+
+from __future__ import annotations
+
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+from kombu.utils.json import loads
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from qbridge.backends.redis import scripts
+from qbridge.backends.redis.keeper import Keeper
+from qbridge.backends.redis.messages import FAULTS, envelope, thrown_away
+from qbridge.backends.redis.qos import say_late
+
+__all__ = ["Claiming"]
+
+LOOK = 100
+"""Milliseconds after which an idle consumer looks for messages of senders that wake nobody."""
+
+AT_ONCE = 64
+"""Most messages of one claim."""
+
+
+class Claiming:
+    """Part of our channel: consuming."""
+
+    _keeper: Keeper | None = None
+    _wait: int | None = None
+
+    def basic_consume(self: Any, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
+        """Consume a queue; items that are no messages do not reach the callback."""
+        channel: Any = self
+        consuming = super().basic_consume(queue, no_ack, callback, *args, **kwargs)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+
+        def deliver(item: Any) -> Any:
+            try:
+                message = channel.Message(envelope(item, queue), channel=channel)
+                if not no_ack:
+                    channel.qos.append(message, message.delivery_tag)
+            except FAULTS as error:
+                thrown_away(queue, error)
+                return None
+            channel._handed_over = True
+            return callback(message)
+
+        if queue in channel.connection._callbacks:
+            channel.connection._callbacks[queue] = deliver
+        (self._no_ack.add if no_ack or not self.ack_emulation else self._no_ack.discard)(queue)
+        if queue not in self._no_ack and queue not in self._fanout_queues and self._keeper is None:
+            self._keeper = Keeper(self, self.lease)
+        self._wait = None
+        return consuming
+
+    def _brpop_start(self: Any, timeout: Any = None) -> None:
+        """Ask for messages, or, when there were none, wait for a sender: kombu calls it where it begins a BRPOP."""
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        if self._wait is not None and self._wait > 0 and not self._settles_first():
+            command = self._waiting(queues)
+        else:
+            command = self._claiming(queues)
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command(*command)
+
+    def _settles_first(self: Any) -> bool:
+        return bool(self.qos._settled)
+
+    def _waiting(self: Any, queues: list[str]) -> list[Any]:
+        self._asked = ("wait", None)
+        if not self._waits:
+            # an account that may not read streams waits for what nobody sends
+            return ["BRPOP", self._wake_key("\0"), self._wait / 1000]
+        streams = [self._wake_key(queue) for queue in queues]
+        ids = [max(self._woken.get(key, "0-0"), f"{self._since}-0", key=_moment) for key in streams]
+        return ["XREAD", "BLOCK", self._wait, "STREAMS", *streams, *ids]
+
+    def _claiming(self: Any, queues: list[str]) -> list[Any]:
+        room = self.qos.can_consume_max_estimate()
+        limit = AT_ONCE if room is None else max(1, min(AT_ONCE, room))
+        self._owners += 1
+        owner = f"{self._holder}/{self._owners}"
+        settled = self.qos.take_settled()
+        self._asked = ("claim", (owner, queues, settled))
+        keys = self._keys("qbridge.holders")
+        keys += self._claim_keys
+        keys += self._keys(
+            "qbridge.schedule",
+            "qbridge.scheduled",
+            *(self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues),
+        )
+        flags = ["0" if queue in self._no_ack else "1" for queue in queues] * len(self.priority_steps)
+        args: list[Any] = [self._holder, owner, int(self.lease * 1000), limit, len(queues), len(settled)]
+        for claim in settled:
+            args.extend(claim)
+        return scripts.CLAIM.command(keys, args + flags, whole=self._whole)
+
+    def _brpop_read(self: Any, **options: Any) -> Any:
+        """Read the answer, and deliver what came: kombu calls it when the connection is readable."""
+        kind, asked = self._asked
+        self._asked = ("", None)
+        connection = self.client.connection
+        try:
+            answer = connection.read_response()
+        except (NoScriptError, ResponseError) as error:
+            self._refused(kind, asked, error)
+            raise Empty from error
+        except self.connection_errors:
+            if kind == "claim":
+                self.qos.untake(asked[2])  # settled twice is said, and changes nothing
+            connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if kind == "wait":
+            self._wait = None
+            for stream, entries in answer.items() if isinstance(answer, dict) else answer or ():
+                if self._waits:
+                    self._woken[stream.decode()] = entries[-1][0].decode()
+            raise Empty
+        now, due, late, items = answer
+        self._whole = False
+        self._since = int(now) - 1
+        say_late(late)
+        self._wait = None if items else LOOK if due == b"" else min(LOOK, max(0, int(float(due)) - int(now)))
+        if not items:
+            raise Empty
+        owner, queues, _ = asked
+        self._deliver_claimed(items, owner, queues)
+        return True
+
+    def _refused(self: Any, kind: str, asked: Any, error: Exception) -> None:
+        """Go on after an error that Redis answered with; one that does not pass is the consumer's to handle."""
+        if kind == "claim":
+            self.qos.untake(asked[2])
+            if isinstance(error, NoScriptError) and not self._whole:
+                self._whole = True  # the next round sends the script itself
+                return
+        elif isinstance(error, NoPermissionError) and self._waits:
+            self._waits = False
+            return
+        raise error
+
+    def _deliver_claimed(self: Any, items: list[Any], owner: str, queues: list[str]) -> None:
+        left = list(items)
+        try:
+            while left:
+                number, raw, tag, before = left.pop(0)
+                queue = queues[int(number) % len(queues)]
+                self._queue_cycle.rotate(queue)
+                self._deliver_one(queue, raw, tag.decode(), before.decode(), owner)
+        except BaseException:
+            # the worker stops, or its connection is gone: what was not begun is for others
+            claims = [(tag.decode(), owner) for _, _, tag, _ in reversed(left)]
+            if claims:
+                self._try_to_give_back(claims)
+            raise
+
+    def _deliver_one(self: Any, queue: str, raw: bytes, tag: str, before: str, owner: str) -> None:
+        try:
+            item = loads(raw.decode())
+            envelope(item, queue)
+            if before:
+                deliveries, losses = map(int, before.split())
+                item["properties"]["delivery_tag"] = f"{tag}.{deliveries}"
+                item["properties"]["delivery_info"].update(redelivered=True, loss_count=losses)
+                item["headers"] = {**(item.get("headers") or {}), "redelivered": True, "x-delivery-count": deliveries}
+        except FAULTS as error:
+            thrown_away(queue, error)
+            if tag:
+                scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
+            return
+        delivery_tag = item["properties"]["delivery_tag"]
+        if queue not in self._no_ack:
+            self.qos.claimed(delivery_tag, tag, owner)
+        self.connection._deliver(item, queue)
+
+    def _get(self: Any, queue: str, *args: Any) -> Any:
+        while True:
+            try:
+                return envelope(super()._get(queue, *args), queue)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+            except FAULTS as error:
+                thrown_away(queue, error)
+
+
+def _moment(entry: str) -> tuple[int, int]:
+    milliseconds, _, number = entry.partition("-")
+    return int(milliseconds), int(number)

@@ -1,0 +1,47 @@
+"""Where do the transport's keys lie in Redis, and through which client are they reached?"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Places"]
+
+
+class Places:
+    """Part of our channel: keys with their prefix, and clients that are kept."""
+
+    _kept: Any = None
+
+    def _keys(self: Any, *names: str) -> list[str]:
+        return [self.global_keyprefix + name for name in names]
+
+    def _wake_key(self: Any, queue: str) -> str:
+        return f"{self.global_keyprefix}qbridge.wake.{queue}"
+
+    @property
+    def _claim_keys(self: Any) -> list[str]:
+        return self._keys("qbridge.claims", self.unacked_key, self.unacked_index_key, "qbridge.again")  # type: ignore[no-any-return]
+
+    @property
+    def _ours(self: Any) -> Any:
+        """A client that puts nothing before keys, kept: kombu makes one for each command."""
+        pool = self.pool
+        if self._kept is None or self._kept.connection_pool is not pool:
+            self._kept = redis.Redis(connection_pool=pool)
+        return self._kept
+
+    @contextmanager
+    def conn_or_acquire(self: Any, client: Any = None) -> Iterator[Any]:
+        """kombu's clients, one per pool instead of one per command."""
+        if client is None:
+            pool = self.pool
+            client = self.__dict__.get("_theirs")
+            if client is None or client.connection_pool is not pool:
+                client = self.__dict__["_theirs"] = self._create_client()
+        yield client

@@ -1,0 +1,142 @@
+"""What has a consumer of Redis in its hands, and whose is it still? Claims with their owners, and settling them.
+
+Acknowledgements wait for company, at most 20 ms or 64 of them: they go with the next claim, or by the keeper's thread.
+Each names the claim that it is for; one whose message was taken over meanwhile changes nothing, and is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+
+__all__ = ["QoS"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MOST = 64
+"""Acknowledgements that are sent at once."""
+
+Claim = tuple[str, str]
+
+
+class QoS(kombu_redis.QoS):
+    """kombu's, for what was not claimed by our script; ours for what was."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        self._claims: dict[str, Claim] = {}
+        self._settled: list[Claim] = []
+        self._since = 0.0
+        self._process = os.getpid()
+
+    def claimed(self, delivery_tag: str, tag: str, owner: str) -> None:
+        """Remember a claim that is being delivered.
+
+        Args:
+            delivery_tag: as this consumer knows the delivery.
+            tag: as Redis knows the message.
+            owner: of the claim.
+        """
+        with self._lock:
+            self._claims[delivery_tag] = (tag, owner)
+
+    def tags(self) -> list[str]:
+        """What is held, as Redis knows it."""
+        with self._lock:
+            return [tag for tag, _ in self._claims.values()]
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if delivery_tag in self._claims:
+            virtual.QoS.append(self, message, delivery_tag)  # Redis knows
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        with self._lock:
+            claim = self._claims.pop(delivery_tag, None)
+            if claim is not None:
+                if not self._settled:
+                    self._since = time.monotonic()
+                self._settled.append(claim)
+            waiting = len(self._settled)
+        if claim is None:
+            if delivery_tag in self._delivered:
+                super().ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        if waiting == 1:
+            self.channel.settle_soon()
+        elif waiting >= MOST:
+            self.channel.settle()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if delivery_tag not in self._claims:
+            if delivery_tag in self._delivered:
+                super().reject(delivery_tag, requeue=requeue)
+        elif requeue:
+            with self._lock:
+                claim = self._claims.pop(delivery_tag)
+            try:
+                self.channel.give_back([claim], "LPUSH")  # at the end, as kombu does: what is refused must not spin
+            except BaseException:
+                with self._lock:
+                    self._claims[delivery_tag] = claim
+                raise
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            self.ack(delivery_tag)
+
+    def take_settled(self, waited: float = 0.0) -> list[Claim]:
+        """What is to be acknowledged now.
+
+        Args:
+            waited: seconds that the oldest must have waited.
+        """
+        with self._lock:
+            if not self._settled or time.monotonic() - self._since < waited * 0.9:
+                return []
+            settled, self._settled = self._settled, []
+            return settled
+
+    def untake(self, settled: list[Claim]) -> None:
+        """Put acknowledgements back that could not be sent."""
+        with self._lock:
+            self._settled = [*settled, *self._settled]
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Give back a message of a plain worker; one that is leased is none of those."""
+        if not self.channel.leased(tag):
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+
+    def restore_unacked(self, client: Any = None) -> Any:
+        """Give back everything that is held, oldest first again; what was done is acknowledged before."""
+        if os.getpid() != self._process:  # a forked child: they are the parent's
+            self._claims.clear()
+            self._delivered.clear()
+            return None
+        self._flush()
+        self.channel.settle()
+        with self._lock:
+            claims, self._claims = self._claims, {}
+        for delivery_tag in claims:
+            self._delivered.pop(delivery_tag, None)
+        if claims:
+            self.channel.give_back([*claims.values()][::-1], "RPUSH")
+        return super().restore_unacked(client=client)
+
+
+def say_late(tags: list[Any]) -> None:
+    """Log that claims were not this consumer's any more when it settled them."""
+    for tag in tags:
+        logger.warning(
+            "The message %s had been taken over by another worker when this one settled it: its lease had ended. "
+            "The other run's outcome counts.",
+            tag.decode() if isinstance(tag, bytes) else tag,
+        )

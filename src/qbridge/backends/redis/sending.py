@@ -1,0 +1,104 @@
+"""How does a message get to its list, now or when it is due?
+
+A task's message with an ``eta`` to come lies in a schedule, which the claims of any consumer of ours look at.
+Whether a message may have arrived although the sending failed, the error says.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from time import time
+from typing import Any
+
+from kombu.utils.json import dumps
+from redis.exceptions import NoPermissionError
+
+from qbridge.backends.redis import scripts
+
+__all__ = ["Sending"]
+
+SOON = 0.005
+"""Seconds of delay that are not worth a place in the schedule."""
+
+# redis-py's; an answer, even a refusal, is another class
+_NO_ANSWER = ("ConnectionError", "TimeoutError")
+
+
+class Sending:
+    """Part of our channel: what comes before a message waits in its list."""
+
+    priority_steps: tuple[int, ...]
+
+    def priority(self, number: int) -> int:
+        """Return the step of a priority number: the largest that is not above it (kombu bisects its own order)."""
+        return max((step for step in self.priority_steps if step <= number), default=0)
+
+    def _put(self: Any, queue: str, message: Any, **options: Any) -> None:
+        """Push one message, or schedule it; an error of a command that was written says that it may have arrived.
+
+        A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
+        """
+        batch = options.get("_publish_batch")
+        due = _due(message)
+        try:
+            if due is not None:
+                self._schedule(queue, message, due, batch)
+            elif batch is not None:
+                super()._put(queue, message, **options)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+            else:
+                self._push(queue, message)
+        except Exception as error:
+            if type(error).__name__ in _NO_ANSWER and "connecting to" not in str(error):
+                error.__dict__["may_have_arrived"] = True  # read by those who send
+            raise
+
+    def _push(self: Any, queue: str, message: Any) -> None:
+        number = self._get_message_priority(message, reverse=False)
+        keys = [*self._keys(self._q_for_pri(queue, number)), self._wake_key(queue)]
+        args = [dumps(message)]
+        expires = self._expires.get(queue)
+        if expires:
+            keys += self._keys(*(self._q_for_pri(queue, step) for step in self.priority_steps))
+            args.append(expires)
+        try:
+            scripts.PUT.run(self._ours, keys, args)
+        except NoPermissionError:  # an account for sending alone: the consumer finds the message when it looks
+            super()._put(queue, message)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+
+    def _schedule(self: Any, queue: str, message: Any, due: float, batch: Any) -> None:
+        number = self._get_message_priority(message, reverse=False)
+        (key,) = self._keys(self._q_for_pri(queue, number))
+        name = f"{key}\0{message['properties']['delivery_tag']}"
+        entry = f"{key}\0{self._wake_key(queue)}\0{dumps(message)}"
+        milliseconds = int(due * 1000)
+        if batch is None:
+            keys = self._keys("qbridge.schedule", "qbridge.scheduled")
+            scripts.SCHEDULE.run(self._ours, keys, [name, milliseconds, entry])
+        else:  # kombu's pipeline puts the prefix before the keys
+            batch.add("hset", "qbridge.scheduled", name, entry)
+            batch.add("zadd", "qbridge.schedule", {name: milliseconds})
+
+    def _purge(self: Any, queue: str) -> int:
+        return int(scripts.PURGE.run(self._ours, self._queue_keys(queue), []))
+
+    def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+        scripts.PURGE.run(self._ours, self._queue_keys(queue), [])
+
+    def _queue_keys(self: Any, queue: str) -> list[str]:
+        lists = (self._q_for_pri(queue, step) for step in self.priority_steps)
+        return self._keys("qbridge.schedule", "qbridge.scheduled", *lists)  # type: ignore[no-any-return]
+
+
+def _due(message: Any) -> float | None:
+    """When a task's message is to be run, in seconds since 1970; None: now."""
+    headers = message.get("headers")
+    eta = headers.get("eta") if headers and "task" in headers else None
+    if not isinstance(eta, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(eta)
+    except ValueError:  # the worker says what it thinks of it
+        return None
+    due = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return due if due - time() > SOON else None
