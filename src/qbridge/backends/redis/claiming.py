@@ -17,6 +17,7 @@ from qbridge.backends.redis import scripts
 from qbridge.backends.redis.keeper import Keeper
 from qbridge.backends.redis.messages import FAULTS, envelope, thrown_away
 from qbridge.backends.redis.qos import say_late
+from qbridge.backends.redis.sending import due_time
 
 __all__ = ["Claiming"]
 
@@ -179,6 +180,14 @@ class Claiming:
                 scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
             return
         delivery_tag = item["properties"]["delivery_tag"]
+        due = None if queue in self._no_ack else due_time(item)
+        if due is not None:  # of a plain sender, or of before there was a worker: the server keeps it, not this process
+            number = self._get_message_priority(item, reverse=False)
+            (key,) = self._keys(self._q_for_pri(queue, number))
+            keys = [*self._claim_keys, *self._keys("qbridge.schedule", "qbridge.scheduled")]
+            entry = f"{key}\0{self._wake_key(queue)}\0{raw.decode()}"
+            scripts.POSTPONE.run(self._ours, keys, [tag, owner, f"{key}\0{tag}", int(due * 1000), entry])
+            return
         if queue not in self._no_ack:
             self.qos.claimed(delivery_tag, tag, owner)
         self.connection._deliver(item, queue)

@@ -19,7 +19,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-__all__ = ["CLAIM", "GIVE_BACK", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "Script"]
+__all__ = ["CLAIM", "GIVE_BACK", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "Script"]
 
 
 class Script:
@@ -111,6 +111,17 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 """)
 """Keys: schedule, scheduled. Args: name of the entry, due in ms, entry."""
+
+POSTPONE = Script(
+    _DROP
+    + """
+if drop(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2]) then
+    redis.call('HSET', KEYS[6], ARGV[3], ARGV[5])
+    redis.call('ZADD', KEYS[5], ARGV[4], ARGV[3])
+end
+"""
+)
+"""Keys: claims, unacked, index, again, schedule, scheduled. Args: tag, owner, then as for scheduling."""
 
 CLAIM = Script(
     _NOW

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError
 
 from qbridge.backends.redis import scripts
 
-__all__ = ["Sending"]
+__all__ = ["Sending", "due_time"]
 
 SOON = 0.005
 """Seconds of delay that are not worth a place in the schedule."""
@@ -28,6 +28,8 @@ class Sending:
     """Part of our channel: what comes before a message waits in its list."""
 
     priority_steps: tuple[int, ...]
+    _looked_after = False
+    _look_after_at = 0.0
 
     def priority(self, number: int) -> int:
         """Return the step of a priority number: the largest that is not above it (kombu bisects its own order)."""
@@ -39,9 +41,9 @@ class Sending:
         A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
         """
         batch = options.get("_publish_batch")
-        due = _due(message)
+        due = due_time(message)
         try:
-            if due is not None:
+            if due is not None and self._is_looked_after():
                 self._schedule(queue, message, due, batch)
             elif batch is not None:
                 super()._put(queue, message, **options)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
@@ -64,6 +66,13 @@ class Sending:
             scripts.PUT.run(self._ours, keys, args)
         except NoPermissionError:  # an account for sending alone: the consumer finds the message when it looks
             super()._put(queue, message)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+
+    def _is_looked_after(self: Any) -> bool:
+        """Whether a worker of ours has consumed here: plain workers do not look at the schedule, but keep tasks."""
+        if time() >= self._look_after_at:
+            found = self._ours.exists(*self._keys("qbridge.swept"))
+            self._looked_after, self._look_after_at = bool(found), time() + (60 if found else 1)
+        return bool(self._looked_after)
 
     def _schedule(self: Any, queue: str, message: Any, due: float, batch: Any) -> None:
         number = self._get_message_priority(message, reverse=False)
@@ -90,7 +99,7 @@ class Sending:
         return self._keys("qbridge.schedule", "qbridge.scheduled", *lists)  # type: ignore[no-any-return]
 
 
-def _due(message: Any) -> float | None:
+def due_time(message: Any) -> float | None:
     """When a task's message is to be run, in seconds since 1970; None: now."""
     headers = message.get("headers")
     eta = headers.get("eta") if headers and "task" in headers else None
