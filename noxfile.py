@@ -133,7 +133,8 @@ def _pytest(
         session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
-# Tests that wait for processes more than they compute run two at a time. Faults do not: they count seconds.
+# Tests wait for processes and servers more than they compute, so two files or pairs run at a time, each with servers of
+# their own.
 _BESIDE = ("-n", "2")
 
 
@@ -202,7 +203,7 @@ def integration(session: nox.Session) -> None:
     """What only one real service has, and faults."""
     _install(session, "test")
     _need_servers(session)
-    _pytest(session, "tests/integration")
+    _pytest(session, "tests/integration", *_BESIDE, "--dist=loadfile")
 
 
 @session()
