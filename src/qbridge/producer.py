@@ -51,7 +51,7 @@ class BridgeProducer(Producer):
         routing_key: Any, mandatory: Any, immediate: Any, exchange: Any, declare: Any, timeout: Any = None,
         confirm_timeout: Any = None, retry: bool = False, retry_policy: Any = None,
     ) -> Any:  # fmt: skip
-        connection = self.connection
+        connection: Any = self.connection  # one of ours, or somebody else's
         if (
             not (self.window or (self.confirming and confirm_timeout is not None))
             or not hasattr(connection, "confirms")  # somebody else's connection

@@ -86,7 +86,9 @@ class Delays:
 
     def _moment(self, eta: Any) -> datetime | None:
         try:
-            moment: datetime = maybe_iso8601(eta)
+            moment: datetime | None = maybe_iso8601(eta)
+            if moment is None:
+                return None
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=self._app.timezone)
             moment.timestamp()

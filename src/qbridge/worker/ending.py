@@ -220,9 +220,10 @@ class Ending:
         for child in children:
             with suppress(OSError):
                 os.kill(child.pid, signal.SIGKILL)
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            with suppress(Exception):
-                stream.flush()  # type: ignore[union-attr]  # None where there is no console
+        streams: tuple[Any, ...] = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        for stream in streams:
+            with suppress(Exception):  # None where there is no console
+                stream.flush()
         os._exit(0)
 
 

@@ -28,6 +28,8 @@ Claim = tuple[str, str]
 class QoS(kombu_redis.QoS):
     """kombu's, for what was not claimed by our script; ours for what was."""
 
+    _delivered: Any  # an ordered mapping; None in the class
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lock = threading.Lock()
