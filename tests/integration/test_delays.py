@@ -17,7 +17,7 @@ from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, WorkerProcess
 from qbridge.testing.waiting import wait_until
 
-BROKERS = ["rabbitmq", "embedded"]
+BROKERS = ["rabbitmq", "redis", "embedded"]
 NOTE = "qbridge.testing.contract_app.tasks.note"
 
 
@@ -52,6 +52,13 @@ def resident(worker: WorkerProcess) -> float:
     """Memory of a worker in MB."""
     pages = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def waiting(contract: Contract) -> int:
+    """Messages in the queue; on Redis an empty one does not exist."""
+    if contract.broker == "redis":
+        return contract.depth_or_none("default") or 0
+    return contract.depth("default")
 
 
 def note_name(contract: Contract) -> str:
@@ -109,10 +116,10 @@ def test_a_plain_producers_eta_goes_back_to_the_broker(contract: Contract, plain
         assert seen["headers"]["tenant"] == "a"
         worker.kill()
         # what it held would come back to the queue
-        wait_until(lambda: contract.depth("default") == 0, 5, what="the queue to be empty")
+        wait_until(lambda: waiting(contract) == 0, 5, what="the queue to be empty")
     with contract.worker_of("default", pool="solo"):
         contract.tasks.note.delay(str(now)).get(timeout=20)
-        assert contract.depth("default") == 0
+        assert waiting(contract) == 0
     [(_, when, _)] = runs(near)
     assert due - 0.01 <= when < due + 2
     assert runs(far) == []
