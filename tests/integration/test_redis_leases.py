@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract
@@ -168,3 +169,35 @@ def test_every_key_has_the_prefix_and_nothing_is_left(contract: Contract, qbridg
         assert set() == {key for key in keys if not key.startswith("shop:")}
         left = {key for key in keys if key.partition("qbridge.")[2] in {"claims", "again", "schedule", "scheduled"}}
         assert set() == left | (keys & {"shop:unacked", "shop:unacked_index"})
+
+
+@pytest.mark.parametrize(
+    "headers", ['["task"]', '"xtask"', "5", '{"task": "t", "id": {"__type__": "decimal", "__value__": "x"}}']
+)
+def test_an_item_that_only_looks_like_a_message_ends_no_worker(
+    headers: str, contract: Contract, qbridge_redis: RedisServer
+) -> None:
+    """It is thrown away, and not handed to the next worker; the task behind it runs, and nothing stays claimed."""
+    url = contract.bridge.config.broker.celery_url()
+    with contract.bridge.worker(pool="solo", queues=[QUEUE]):
+        contract.tasks.add.using(queue=QUEUE).delay(1).get(timeout=20)
+        with RedisServer.at(url).client() as client:
+            properties = '{"delivery_tag": "odd", "body_encoding": "base64", "delivery_info": {}, "priority": 0}'
+            client.lpush(QUEUE, f'{{"body": "bm8=", "headers": {headers}, "properties": {properties}}}')
+            assert contract.tasks.add.using(queue=QUEUE).delay(2).get(timeout=20) == 12
+            wait_until(lambda: not client.hlen("qbridge.claims"), 10, what="nothing to be claimed")
+            assert not client.hlen("unacked")
+
+
+def test_an_account_that_may_not_write_streams_sends_once(contract: Contract, qbridge_redis: RedisServer) -> None:
+    """What wakes a consumer is refused before anything is sent; then the message goes the plain way, one time."""
+    config = contract.bridge.config.broker
+    with RedisServer.at(config.celery_url()).client() as client:
+        client.execute_command("ACL", "SETUSER", "sender", "reset", "on", ">pw", "~*", "&*", "+@all", "-xadd")
+        try:
+            sender = contract.another_bridge(broker={"username": "sender", "password": SecretStr("pw")})
+            tasks = contract.declare_on(sender)
+            tasks.add.using(queue=QUEUE).delay(1)
+            assert client.llen(QUEUE) == 1
+        finally:
+            client.execute_command("ACL", "DELUSER", "sender")

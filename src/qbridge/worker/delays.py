@@ -62,17 +62,18 @@ class Delays:
         moment = self._moment(eta)
         if moment is None:
             return False  # Celery says what is wrong with it
+        if getattr(message.channel, "connection", None) is None:
+            return True  # its channel is gone: the broker delivers it again
         ahead = moment.timestamp() - time.time()
         if ahead <= 0:
             message.headers = {**headers, "eta": None}
         if ahead <= HELD or self._ends_anyway(headers):
             return False
-        where = self._schedule_of(message, ahead)
-        if where is None:
-            return False
-        if getattr(message.channel, "connection", None) is None:
-            return True  # its channel is gone: the broker delivers it again
         try:
+            with deadline(_PATIENCE):
+                where = self._schedule_of(message, ahead)
+            if where is None:
+                return False
             self._send(message, {**headers, "eta": moment.isoformat()}, *where)
         except Exception as error:  # noqa: BLE001 - it stays unacknowledged, whatever it was
             logger.warning(

@@ -11,13 +11,13 @@ from time import monotonic
 from typing import Any
 
 from kombu.utils.json import loads
-from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+from redis.exceptions import ConnectionError, NoPermissionError, NoScriptError, ResponseError  # noqa: A004 - redis-py's
 
 from qbridge.backends.redis import scripts
 from qbridge.backends.redis.keeper import Keeper
 from qbridge.backends.redis.messages import FAULTS, envelope, thrown_away
 from qbridge.backends.redis.qos import say_late
-from qbridge.backends.redis.sending import due_time
+from qbridge.backends.redis.sending import SOON, eta_of
 
 __all__ = ["Claiming"]
 
@@ -34,6 +34,9 @@ class Claiming:
     _keeper: Keeper | None = None
     _wait: int | None = None
 
+    #: The server's clock at the last claim, in seconds since 1970.
+    _now = 0.0
+
     def basic_consume(self: Any, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
         """Consume a queue; items that are no messages do not reach the callback."""
         channel: Any = self
@@ -46,6 +49,7 @@ class Claiming:
                     channel.qos.append(message, message.delivery_tag)
             except FAULTS as error:
                 thrown_away(queue, error)
+                channel.qos.let_go(item["properties"]["delivery_tag"])
                 return None
             channel._handed_over = True
             return callback(message)
@@ -63,13 +67,28 @@ class Claiming:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
+        if self._forget_claim():
+            # kombu has dropped a connection that stood still. What was claimed on it, if anything, is freed by closing.
+            raise ConnectionError("the answer to a claim did not come")
         if self._wait is not None and self._wait > 0 and not self._settles_first():
             command = self._waiting(queues)
         else:
             command = self._claiming(queues)
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*command)
+        try:
+            self.client.connection.send_command(*command)
+        except BaseException:
+            self._forget_claim()
+            raise
+
+    def _forget_claim(self: Any) -> bool:
+        """Keep what a claim was to acknowledge whose answer will not come; return whether there was such a claim."""
+        kind, asked = self._asked
+        self._asked = ("", None)
+        if kind == "claim":
+            self.qos.untake(asked[2])  # settled twice is said, and changes nothing
+        return bool(kind == "claim")
 
     def _settles_first(self: Any) -> bool:
         return bool(self.qos._settled)
@@ -129,6 +148,7 @@ class Claiming:
             raise Empty
         now, due, late, items = answer
         self._whole = False
+        self._now = int(now) / 1000
         self._since = int(now) - 1
         say_late(late)
         self._wait = None if items else LOOK if due == b"" else min(LOOK, max(0, int(float(due)) - int(now)))
@@ -180,7 +200,10 @@ class Claiming:
                 scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
             return
         delivery_tag = item["properties"]["delivery_tag"]
-        due = None if queue in self._no_ack else due_time(item)
+        # By the server's clock, which releases it: by another one it could go to and fro until both agree.
+        due = None if queue in self._no_ack else eta_of(item)
+        if due is not None and due - self._now <= SOON:
+            item["headers"]["eta"] = due = None
         if due is not None:  # of a plain sender, or of before there was a worker: the server keeps it, not this process
             number = self._get_message_priority(item, reverse=False)
             (key,) = self._keys(self._q_for_pri(queue, number))

@@ -7,6 +7,7 @@ for 20 ms because the task after them runs long. An error is said once; the next
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -17,6 +18,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 PATIENCE = 0.02
 """Seconds that an acknowledgement may wait for others to go with it."""
+
+_GOODBYE = 0.5
+"""Seconds to wait for a round that is under way."""
 
 
 class Keeper:
@@ -33,6 +37,7 @@ class Keeper:
         self._asked = threading.Event()
         self._stopped = False
         self._failing = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="qbridge-redis-lease", daemon=True)
         self._thread.start()
 
@@ -41,9 +46,11 @@ class Keeper:
         self._asked.set()
 
     def stop(self) -> None:
-        """Ask the thread to end; a round that is under way ends by itself, within the timeouts of the connection."""
+        """Ask the thread to end; a round against a server that does not answer ends by itself, in time."""
         self._stopped = True
         self._asked.set()
+        if self._process == os.getpid() and self._thread is not threading.current_thread():
+            self._thread.join(_GOODBYE)  # a renewal after the goodbye would take it back
 
     def _run(self) -> None:
         pause = min(1.0, self._lease / 8)
@@ -80,3 +87,4 @@ class Keeper:
                 type(error).__name__, error, self._lease,
             )  # fmt: skip
         time.sleep(min(0.5, self._lease / 8))
+        self._asked.set()  # what was to be acknowledged still is

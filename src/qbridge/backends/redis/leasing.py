@@ -26,6 +26,8 @@ class Leasing:
         """Something is to be acknowledged."""
         if self._keeper is not None:
             self._keeper.settle_soon()
+        elif self._process == os.getpid():  # the channel was closed while the task ran
+            self.settle()
 
     def settle(self: Any, waited: float = 0.0) -> None:
         """Acknowledge what is done."""

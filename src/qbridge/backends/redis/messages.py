@@ -9,7 +9,7 @@ __all__ = ["FAULTS", "envelope", "thrown_away"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError)
 """Errors that are the item's fault."""
 
 

@@ -95,6 +95,17 @@ class QoS(kombu_redis.QoS):
         else:
             self.ack(delivery_tag)
 
+    def let_go(self, delivery_tag: str) -> None:
+        """Acknowledge a claim of which no message could be made."""
+        with self._lock:
+            claim = self._claims.pop(delivery_tag, None)
+            if claim is not None:
+                if not self._settled:
+                    self._since = time.monotonic()
+                self._settled.append(claim)
+        if claim is not None:
+            self.channel.settle_soon()
+
     def take_settled(self, waited: float = 0.0) -> list[Claim]:
         """What is to be acknowledged now.
 
@@ -130,7 +141,12 @@ class QoS(kombu_redis.QoS):
         for delivery_tag in claims:
             self._delivered.pop(delivery_tag, None)
         if claims:
-            self.channel.give_back([*claims.values()][::-1], "RPUSH")
+            try:
+                self.channel.give_back([*claims.values()][::-1], "RPUSH")
+            except BaseException:
+                with self._lock:  # a task that runs on may still be acknowledged, before its lease ends
+                    self._claims.update(claims)
+                raise
         return super().restore_unacked(client=client)
 
 

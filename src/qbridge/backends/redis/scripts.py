@@ -97,8 +97,8 @@ end
 PUT = Script(
     _WAKE
     + """
+wake(KEYS[2])  -- first: what an account may not do ends the script before anything is sent
 redis.call('LPUSH', KEYS[1], ARGV[1])
-wake(KEYS[2])
 if ARGV[2] then
     for number = 3, #KEYS do redis.call('PEXPIRE', KEYS[number], ARGV[2]) end
 end

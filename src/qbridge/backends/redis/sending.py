@@ -11,14 +11,20 @@ from time import time
 from typing import Any
 
 from kombu.utils.json import dumps
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from qbridge.backends.redis import scripts
 
-__all__ = ["Sending", "due_time"]
+__all__ = ["SOON", "Sending", "eta_of"]
 
 SOON = 0.005
 """Seconds of delay that are not worth a place in the schedule."""
+
+_LEFT = 3600.0
+"""Seconds without one of our workers after which nobody is expected to look at the schedule any more."""
+
+# how Redis refuses a command within a script
+_FORBIDDEN_INSIDE = "executing the script can't run this command"
 
 # redis-py's; an answer, even a refusal, is another class
 _NO_ANSWER = ("ConnectionError", "TimeoutError")
@@ -41,9 +47,9 @@ class Sending:
         A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
         """
         batch = options.get("_publish_batch")
-        due = due_time(message)
+        due = eta_of(message)
         try:
-            if due is not None and self._is_looked_after():
+            if due is not None and due - time() > SOON and self._is_looked_after():
                 self._schedule(queue, message, due, batch)
             elif batch is not None:
                 super()._put(queue, message, **options)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
@@ -64,14 +70,18 @@ class Sending:
             args.append(expires)
         try:
             scripts.PUT.run(self._ours, keys, args)
-        except NoPermissionError:  # an account for sending alone: the consumer finds the message when it looks
+        except ResponseError as error:
+            if not (isinstance(error, NoPermissionError) or _FORBIDDEN_INSIDE in str(error)):
+                raise
+            # an account for sending alone: nothing was done, and the consumer finds the message when it looks
             super()._put(queue, message)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
 
     def _is_looked_after(self: Any) -> bool:
         """Whether a worker of ours has consumed here: plain workers do not look at the schedule, but keep tasks."""
         if time() >= self._look_after_at:
-            found = self._ours.exists(*self._keys("qbridge.swept"))
-            self._looked_after, self._look_after_at = bool(found), time() + (60 if found else 1)
+            swept = self._ours.get(*self._keys("qbridge.swept"))  # milliseconds since 1970
+            found = swept is not None and time() - float(swept) / 1000 < _LEFT
+            self._looked_after, self._look_after_at = found, time() + (60 if found else 1)
         return bool(self._looked_after)
 
     def _schedule(self: Any, queue: str, message: Any, due: float, batch: Any) -> None:
@@ -99,15 +109,14 @@ class Sending:
         return self._keys("qbridge.schedule", "qbridge.scheduled", *lists)  # type: ignore[no-any-return]
 
 
-def due_time(message: Any) -> float | None:
-    """When a task's message is to be run, in seconds since 1970; None: now."""
+def eta_of(message: Any) -> float | None:
+    """When a task's message is to be run, in seconds since 1970; None: at any time."""
     headers = message.get("headers")
-    eta = headers.get("eta") if headers and "task" in headers else None
+    eta = headers.get("eta") if isinstance(headers, dict) and "task" in headers else None
     if not isinstance(eta, str):
         return None
     try:
         moment = datetime.fromisoformat(eta)
     except ValueError:  # the worker says what it thinks of it
         return None
-    due = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return due if due - time() > SOON else None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
