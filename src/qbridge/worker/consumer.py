@@ -19,6 +19,7 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 from qbridge.worker.dead_letters import DeadLetters, Reason
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
+from qbridge.worker.running import is_taken_over
 from qbridge.worker.screening import fault_of
 
 __all__ = ["MESSAGE_FAULTS", "BridgeConsumer"]
@@ -104,6 +105,9 @@ class BridgeConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Say so and wait where another worker has this one's name: Celery tries again at once, for ever."""
         super().on_connection_error_after_connected(exc)
+        withdraw = getattr(self.pool, "withdraw", None)
+        if withdraw is not None:  # what no thread has begun comes again; Celery runs both
+            withdraw()
         if self._ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
             state.should_stop = 0
         if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):
@@ -140,7 +144,7 @@ class BridgeConsumer(Consumer):
             maybe_shutdown()  # several messages arrive at once, and the solo pool runs each of them here
             try:
                 self._screen(message)
-                if delays.put_back(message, guarded):
+                if is_taken_over(message, self) or delays.put_back(message, guarded):
                     return None
                 return handle(message)
             except connection_errors:

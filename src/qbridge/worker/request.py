@@ -5,15 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from celery.worker.request import Request
-
 from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
+from qbridge.worker.running import AdoptingRequest
 
 __all__ = ["TypedRequest"]
 
 
-class TypedRequest(Request):
+class TypedRequest(AdoptingRequest):
     """Celery's request, which hands the pool the body that the strategy has read instead of bytes to read again.
 
     Without a content type the tracer takes the body as ``(args, kwargs, embed)``.
