@@ -301,6 +301,21 @@ def interop(session: nox.Session) -> None:
 
 
 @session()
+def rabbitmq4(session: nox.Session) -> None:
+    """The contract and the delays on RabbitMQ 4.0, from Debian trixie in a folder: as root, with debootstrap."""
+    _install(session, "test")
+    _need_servers(session)
+    root = ROOT / ".nox" / "trixie"
+    if not any(root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-4.*")):
+        session.run("debootstrap", "--variant=minbase", "--include=rabbitmq-server", "trixie", str(root), external=True)
+    session.env["QBRIDGE_TEST_RABBITMQ_ROOT"] = str(root)
+    _pytest(
+        session, "tests/contract", "--qbridge-broker=rabbitmq", "--qbridge-results=redis", report="rabbitmq4-contract"
+    )
+    _pytest(session, "tests/integration", "-k", "test_delays and rabbitmq", report="rabbitmq4-delays")
+
+
+@session()
 def bench(session: nox.Session) -> None:
     """Measure the overhead over raw Celery; not a test, and not part of the default run."""
     _install(session, "bench")

@@ -34,7 +34,7 @@ class RabbitMQServer(Server):
         plugins: further plugins to enable.
         settings: further lines of rabbitmq.conf: ``{"consumer_timeout": "60000"}``.
         root: run the node of another system under this root folder (needs root rights): a newer RabbitMQ in a
-            folder made by debootstrap, for example.
+            folder made by debootstrap, for example; None: what ``QBRIDGE_TEST_RABBITMQ_ROOT`` says, or this system.
     """
 
     name: ClassVar[str] = "rabbitmq"
@@ -59,6 +59,7 @@ class RabbitMQServer(Server):
         self._tls = tls
         self._plugins = ("rabbitmq_management", *plugins)
         self._settings = dict(settings or {})
+        root = root or os.environ.get("QBRIDGE_TEST_RABBITMQ_ROOT") or None
         self._root = None if root is None else Path(root)
         self._epmd: ChildProcess | None = None
         self._epmd_folder: Path | None = None
