@@ -103,6 +103,7 @@ class Sending:
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
         scripts.PURGE.run(self._ours, self._queue_keys(queue), [])
+        self._ours.delete(self._wake_key(queue))
 
     def _queue_keys(self: Any, queue: str) -> list[str]:
         lists = (self._q_for_pri(queue, step) for step in self.priority_steps)
