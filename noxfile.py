@@ -133,8 +133,8 @@ def _pytest(
         session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
-# Tests wait for processes and servers more than they compute, so two files or pairs run at a time, each with servers of
-# their own.
+# Tests that wait for processes more than they compute run two at a time, each process with servers of its own. Those of
+# single services do not: they kill and freeze servers, and count seconds.
 _BESIDE = ("-n", "2")
 
 
@@ -203,7 +203,8 @@ def integration(session: nox.Session) -> None:
     """What only one real service has, and faults."""
     _install(session, "test")
     _need_servers(session)
-    _pytest(session, "tests/integration", *_BESIDE, "--dist=loadfile")
+    # One after the other, in the order of their names: some share Celery's process-wide registers.
+    _pytest(session, "tests/integration")
 
 
 @session()
