@@ -6,6 +6,7 @@ queues' streams. Nothing is popped by waiting, so an answer that nobody reads lo
 
 from __future__ import annotations
 
+from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -49,7 +50,8 @@ class Claiming:
                     channel.qos.append(message, message.delivery_tag)
             except FAULTS as error:
                 thrown_away(queue, error)
-                channel.qos.let_go(item["properties"]["delivery_tag"])
+                with suppress(*FAULTS):  # what was broadcast may be anything, and is not claimed
+                    channel.qos.let_go(item["properties"]["delivery_tag"])
                 return None
             channel._handed_over = True
             return callback(message)

@@ -61,14 +61,8 @@ class QoS(kombu_redis.QoS):
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        with self._lock:
-            claim = self._claims.pop(delivery_tag, None)
-            if claim is not None:
-                if not self._settled:
-                    self._since = time.monotonic()
-                self._settled.append(claim)
-            waiting = len(self._settled)
-        if claim is None:
+        waiting = self._settle(delivery_tag)
+        if not waiting:
             if delivery_tag in self._delivered:
                 super().ack(delivery_tag)
             return
@@ -97,14 +91,19 @@ class QoS(kombu_redis.QoS):
 
     def let_go(self, delivery_tag: str) -> None:
         """Acknowledge a claim of which no message could be made."""
+        if self._settle(delivery_tag):
+            self.channel.settle_soon()
+
+    def _settle(self, delivery_tag: str) -> int:
+        """Note that a claim is to be acknowledged; return how many are, 0 if there is no such claim."""
         with self._lock:
             claim = self._claims.pop(delivery_tag, None)
-            if claim is not None:
-                if not self._settled:
-                    self._since = time.monotonic()
-                self._settled.append(claim)
-        if claim is not None:
-            self.channel.settle_soon()
+            if claim is None:
+                return 0
+            if not self._settled:
+                self._since = time.monotonic()
+            self._settled.append(claim)
+            return len(self._settled)
 
     def take_settled(self, waited: float = 0.0) -> list[Claim]:
         """What is to be acknowledged now.
