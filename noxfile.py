@@ -317,6 +317,14 @@ def rabbitmq4(session: nox.Session) -> None:
 
 
 @session()
+def hazards(session: nox.Session) -> None:
+    """What plain Celery does to people, and that we do not: on real servers; long, not in the default run."""
+    _install(session, "test")
+    _need_servers(session)
+    _pytest(session, "tests/hazards", "--timeout=600")
+
+
+@session()
 def bench(session: nox.Session) -> None:
     """Measure the overhead over raw Celery; not a test, and not part of the default run."""
     _install(session, "bench")
