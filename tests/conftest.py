@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+from celery import _state
 from hypothesis import HealthCheck, settings
 
 # Under "ci" the same examples each time: a red run can be repeated, and a green one says what it said before.
@@ -21,3 +25,29 @@ for _name in list(os.environ):
 # nothing to the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def celery_is_left_as_it_was_found() -> Iterator[None]:
+    """No module leaves something in what Celery keeps for the whole process: the next one would fail of it.
+
+    A shared task goes to every app that is finalized later, and a second one of its name makes each of them warn. An
+    app that stays the default one is current in the tests of others.
+    """
+    before = _kept_by_celery()
+    yield
+    assert before == _kept_by_celery()
+
+
+def _kept_by_celery() -> dict[str, Any]:
+    shared = {
+        cell.cell_contents
+        for callback in _state._on_app_finalizers
+        for cell in callback.__closure__ or ()
+        if callable(cell.cell_contents)
+    }
+    return {
+        "shared tasks": {each for each in shared if not each.__module__.startswith("celery.")},
+        "default app": _state.default_app,
+        "current app": _state._tls.current_app,
+    }

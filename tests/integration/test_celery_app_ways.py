@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from celery import Task as CeleryTask
 from celery import _state, chain, chord, group, shared_task
 from celery.beat import Scheduler
-from celery.contrib.testing.tasks import ping
+from celery.contrib.testing import tasks as celery_tasks  # not its proxy: pytest would look into it, and make an app
 from celery.contrib.testing.worker import start_worker
 from pydantic import BaseModel
 
@@ -51,8 +52,8 @@ class Tripled(CeleryTask):  # type: ignore[misc]  # celery has no types
 def bridge(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     """A bridge whose app is run by Celery's own worker for tests."""
     broker, results, defaults = request.param
-    before = set(_state._on_app_finalizers)
     with (
+        _nothing_shared_stays(),
         request.getfixturevalue(f"qbridge_{broker}").fresh() as broker_url,
         request.getfixturevalue("qbridge_redis").fresh() as redis_url,
         Bridge(
@@ -62,7 +63,21 @@ def bridge(request: pytest.FixtureRequest) -> Iterator[Bridge]:
         _declare(made)
         with start_worker(made.celery, loglevel="ERROR", shutdown_timeout=30):
             yield made
+
+
+@contextmanager
+def _nothing_shared_stays() -> Iterator[None]:
+    """Celery keeps shared tasks for every app of the process that is yet to come."""
+    before = set(_state._on_app_finalizers)
+    try:
+        yield
+    finally:
         _state._on_app_finalizers.intersection_update(before)
+
+
+def _increased(number: int) -> int:
+    """The shared task: one function however often it is declared, as apps that live on know it from the first time."""
+    return number + 1
 
 
 def _declare(bridge: Bridge) -> None:
@@ -80,9 +95,7 @@ def _declare(bridge: Bridge) -> None:
     def visit(visit: Visit) -> Visit:
         return Visit(count=visit.count + 1, when=visit.when)
 
-    @shared_task(name="ways.shared")
-    def shared(number: int) -> int:
-        return number + 1
+    shared_task(name="ways.shared")(_increased)
 
     @app.task(
         bind=True, name="ways.flaky", autoretry_for=(ValueError,), default_retry_delay=0, max_retries=3, shared=False
@@ -103,7 +116,7 @@ def test_typed_plain_shared_and_class_based_tasks_run(bridge: Bridge) -> None:
     """Side by side on one app."""
     app = bridge.celery
     assert 3 == bridge.tasks["ways.add"].delay(1, 2).get(timeout=20)
-    assert "pong" == ping.delay().get(timeout=20)
+    assert "pong" == celery_tasks.ping.delay().get(timeout=20)
     for name, expected in (("shared", 6), ("flaky", 5), ("tripled", 15)):
         assert expected == app.tasks[f"ways.{name}"].delay(5).get(timeout=20)
     assert 3 == app.send_task("ways.add", (1, 2)).get(timeout=20)

@@ -32,6 +32,13 @@ from qbridge.amqp import BridgeConnection
 from qbridge.backends.deadline import deadline
 
 
+@pytest.fixture(autouse=True)
+def no_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh process: no app is the default one, none is current, of closed bridges or not."""
+    monkeypatch.setattr(_state, "default_app", None)
+    monkeypatch.setattr(_state._tls, "current_app", None, raising=False)
+
+
 @pytest.fixture
 def bridge(tmp_path: Path) -> Iterator[Bridge]:
     """A bridge on the embedded broker, with one task."""
@@ -319,14 +326,6 @@ def test_celerys_variables_do_not_override_in_silence(monkeypatch: pytest.Monkey
 # -- the current app, other apps
 
 
-@pytest.fixture
-def no_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a fresh process: no app is the default one, none is current."""
-    monkeypatch.setattr(_state, "default_app", None)
-    monkeypatch.setattr(_state._tls, "current_app", None, raising=False)
-
-
-@pytest.mark.usefixtures("no_app")
 def test_the_app_fills_the_void_and_gives_the_place_back() -> None:
     """Where no app is current, the first bridge's is; another one does not push it aside; closing leaves nothing."""
     first, second = _nowhere(), _nowhere()
@@ -340,7 +339,6 @@ def test_the_app_fills_the_void_and_gives_the_place_back() -> None:
     assert _state._tls.current_app is None
 
 
-@pytest.mark.usefixtures("no_app")
 def test_another_app_stays_the_current_one() -> None:
     """A bridge in an application that has a Celery app of its own changes nothing there."""
     other = Celery("other", set_as_current=True)
@@ -352,6 +350,7 @@ def test_another_app_stays_the_current_one() -> None:
 
 def test_typed_tasks_stay_in_their_app_and_shared_ones_come_to_all() -> None:
     """Celery's own decorators keep their meaning beside ours."""
+    before = set(_state._on_app_finalizers)
 
     @shared_task(name="tests.shared")
     def everywhere(number: int) -> int:
@@ -365,9 +364,7 @@ def test_typed_tasks_stay_in_their_app_and_shared_ones_come_to_all() -> None:
         assert "add" not in other.celery.tasks
         assert "add" not in plain.tasks
     finally:
-        _state._on_app_finalizers.difference_update(
-            {each for each in _state._on_app_finalizers if each.__name__ == "everywhere"}
-        )
+        _state._on_app_finalizers.intersection_update(before)
 
 
 # -- pickle and copies
@@ -443,7 +440,6 @@ def test_wrappers_of_apply_async_and_send_task_see_typed_tasks(bridge: Bridge, m
 # -- the end of apps, of connections, of parents
 
 
-@pytest.mark.usefixtures("no_app")
 def test_nothing_is_left_of_closed_bridges(tmp_path: Path) -> None:
     """Apps, tasks, pools, threads and files are gone."""
 

@@ -30,7 +30,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+            for value in vars(sys.modules.pop(name)).values():
+                if isinstance(value, Bridge):
+                    value.close()
 
 
 def test_the_only_bridge_is_found_whatever_its_name(module: Write) -> None:
