@@ -8,7 +8,7 @@ from typing import Any
 
 from amqp.exceptions import ResourceLocked
 from celery.app.trace import build_tracer
-from celery.concurrency import solo
+from celery.concurrency import prefork, solo
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -19,7 +19,7 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 from qbridge.worker.dead_letters import DeadLetters, Reason
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
-from qbridge.worker.running import is_taken_over
+from qbridge.worker.running import end_running, is_taken_over, keep_claimed
 from qbridge.worker.screening import fault_of
 
 __all__ = ["MESSAGE_FAULTS", "BridgeConsumer"]
@@ -104,10 +104,13 @@ class BridgeConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Say so and wait where another worker has this one's name: Celery tries again at once, for ever."""
-        super().on_connection_error_after_connected(exc)
         withdraw = getattr(self.pool, "withdraw", None)
         if withdraw is not None:  # what no thread has begun comes again; Celery runs both
             withdraw()
+            keep_claimed(self.pool.running())
+        elif isinstance(self.pool, prefork.TaskPool):
+            end_running(self.pool)
+        super().on_connection_error_after_connected(exc)
         if self._ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
             state.should_stop = 0
         if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):

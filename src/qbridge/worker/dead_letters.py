@@ -61,7 +61,8 @@ class DeadLetters:
         """
         if not self._app.safe or message.acknowledged:
             return True  # Celery's own way; or it was dealt with before what failed
-        if getattr(message.channel, "connection", None) is None:
+        channel = message.channel
+        if getattr(channel, "connection", None) is None and not getattr(channel, "stays", False):
             return False  # its channel is gone: the broker delivers it again
         queue = self._queue_of(message)
         try:

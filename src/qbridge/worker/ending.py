@@ -25,7 +25,7 @@ from celery.concurrency import solo
 from celery.utils.log import get_logger
 from celery.worker import state
 
-__all__ = ["Ending"]
+__all__ = ["Ending", "end_processes"]
 
 logger = get_logger(__name__)
 
@@ -185,7 +185,7 @@ class Ending:
     def _give_up(self) -> None:
         self._given_up.set()
         children = self._children()
-        self._end(children)
+        end_processes(child.pid for child in children)
         requests = tuple(state.reserved_requests)
         ran = [f"{request.name}[{request.id}]" for request in requests]
         consumer = self._worker.consumer
@@ -207,15 +207,6 @@ class Ending:
             self._worker.pidlock.release()
         self._leave_nobody(())
 
-    def _end(self, children: Iterable[Any]) -> None:
-        deadline = time.monotonic() + _FOR_CHILDREN
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for child in children:
-                with suppress(OSError):
-                    os.kill(child.pid, number)
-            while time.monotonic() < deadline and any(_is_alive(child) for child in children):
-                time.sleep(0.01)
-
     def _leave_nobody(self, children: Iterable[Any]) -> None:
         for child in children:
             with suppress(OSError):
@@ -230,9 +221,26 @@ class Ending:
 def _nothing() -> None: ...
 
 
-def _is_alive(child: Any) -> bool:
+def end_processes(pids: Iterable[int]) -> None:
+    """End processes of the pool, and wait until they have ended: within half a second they are killed.
+
+    Args:
+        pids: of children of this process.
+    """
+    pids = tuple(pids)
+    deadline = time.monotonic() + _FOR_CHILDREN
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            if _is_alive(pid):
+                with suppress(OSError):
+                    os.kill(pid, number)
+        while time.monotonic() < deadline and any(map(_is_alive, pids)):
+            time.sleep(0.01)
+
+
+def _is_alive(pid: int) -> bool:
     """Tell whether a process runs; one that has ended and was not waited for does not (``kill`` cannot tell)."""
     try:
-        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except OSError:
         return False

@@ -68,6 +68,10 @@ class EndingThreadPool(thread.TaskPool):
         """How many tasks run or wait for a thread; one counts until its message's acknowledgement is on its way."""
         return len(self._requests)
 
+    def running(self) -> list[Any]:
+        """The requests of the tasks at work."""
+        return [request for request in tuple(self._requests.values()) if request is not None]
+
     def withdraw(self) -> list[Any]:
         """Take back the tasks that no thread has begun, and return their requests."""
         withdrawn = [(future, request) for future, request in tuple(self._requests.items()) if request is not None]

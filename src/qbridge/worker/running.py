@@ -7,13 +7,16 @@ worker then runs the task beside itself. Here the copy waits for the first run, 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
 
-__all__ = ["AdoptingRequest", "is_taken_over"]
+from qbridge.worker.ending import end_processes
+
+__all__ = ["AdoptingRequest", "end_running", "is_taken_over", "keep_claimed"]
 
 logger = get_logger(__name__)
 
@@ -54,6 +57,46 @@ class AdoptingRequest(Request):
             copies, self._copies = self._copies, ()
         for message, consumer in copies:
             consumer.call_soon_ack(message.reject_log_error, logger, consumer.connection_errors, requeue)
+
+
+def end_running(pool: Any) -> None:
+    """End what runs in the pool's processes, before its messages are given up with the connection.
+
+    Celery gives the connection up first, and another worker may begin the task before the process has ended.
+
+    Args:
+        pool: of processes.
+    """
+    pids = []
+    for request in tuple(state.active_requests):
+        if request.task.acks_late and not request.acknowledged:
+            logger.warning("Ending task %s: its connection broke, and it will be delivered again", request.id)
+            pids.append(request.worker_pid)
+            try:
+                request.cancel(pool)
+            except Exception as error:  # noqa: BLE001 - that it is cancelled is stored, and may not be to be stored
+                logger.warning("Cannot say that task %s was cancelled: %s", request.id, error)
+    end_processes(pid for pid in pids if pid)
+
+
+def keep_claimed(requests: Iterable[Any]) -> None:
+    """Have the messages of running tasks stay with this worker although its connection is given up.
+
+    A broker whose claims are leases can do that (Redis): the run is acknowledged on another connection. RabbitMQ
+    delivers again what was not acknowledged on a connection that broke.
+
+    Args:
+        requests: whose tasks run on.
+    """
+    channels: dict[Any, list[Any]] = {}
+    for request in requests:
+        if not request.acknowledged and hasattr(request.message.channel, "keep"):
+            channels.setdefault(request.message.channel, []).append(request.message.delivery_tag)
+    for channel, tags in channels.items():
+        try:
+            channel.keep(tags)
+        except Exception as error:  # noqa: BLE001 - then they go back, and may run elsewhere meanwhile
+            logger.warning("Cannot keep what %d running tasks have claimed: %s", len(tags), error)
 
 
 def is_taken_over(message: Any, consumer: Any) -> bool:

@@ -36,6 +36,7 @@ class Keeper:
         self._lease = lease
         self._asked = threading.Event()
         self._stopped = False
+        self._stays = False
         self._failing = False
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="qbridge-redis-lease", daemon=True)
@@ -43,6 +44,11 @@ class Keeper:
 
     def settle_soon(self) -> None:
         """Something is to be acknowledged."""
+        self._asked.set()
+
+    def stay(self) -> None:
+        """The channel is closed, and the tasks of some of its messages run on: hold these until they are settled."""
+        self._stays = True
         self._asked.set()
 
     def stop(self) -> None:
@@ -63,6 +69,9 @@ class Keeper:
             if self._stopped:
                 return
             try:
+                if self._stays and not self._channel.move():
+                    self._channel.leave()
+                    return
                 if asked:
                     self._channel.settle(waited=PATIENCE)
                 now = time.monotonic()

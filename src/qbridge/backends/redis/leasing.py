@@ -24,21 +24,33 @@ class Leasing:
 
     def settle_soon(self: Any) -> None:
         """Something is to be acknowledged."""
-        if self._keeper is not None:
+        if self.stays:
+            self._settle_now()
+        elif self._keeper is not None:
             self._keeper.settle_soon()
         elif self._process == os.getpid():  # the channel was closed while the task ran
             self.settle()
 
     def settle(self: Any, waited: float = 0.0) -> None:
         """Acknowledge what is done."""
-        settled = self.qos.take_settled(waited)
-        if settled:
-            try:
-                late = scripts.SETTLE.run(self._ours, self._claim_keys, [word for claim in settled for word in claim])
-            except BaseException:
-                self.qos.untake(settled)
-                raise
-            say_late(late)
+        with self._settling:
+            settled = self.qos.take_settled(waited)
+            if settled:
+                words = [word for claim in settled for word in claim]
+                try:
+                    late = scripts.SETTLE.run(self._ours, self._claim_keys, words)
+                except BaseException:
+                    self.qos.untake(settled)
+                    raise
+                say_late(late)
+
+    def _settle_now(self: Any) -> None:
+        # nobody closes the channel once more, so what the end of the worker finds unsent would not be sent
+        try:
+            self.settle()
+        except Exception as error:  # noqa: BLE001 - the keeper tries again
+            logger.warning("Cannot acknowledge yet what ran while the connection broke: %s", type(error).__name__)
+            self._keeper.settle_soon()
 
     def give_back(self: Any, claims: list[tuple[str, str]], side: str) -> None:
         """Put claimed messages back on their lists.
@@ -81,14 +93,18 @@ class Leasing:
             logger.warning("Took over %d messages of workers that are gone", taken)
 
     def close(self: Any) -> None:
-        """Close the channel; what it holds goes back at once."""
-        if self._keeper is not None:
+        """Close the channel; what it holds goes back at once, but for what is kept."""
+        if self._keeper is not None and not self.stays:
             self._keeper.stop()
         if self._in_poll:
             self._read_the_last()
         if self._keeper is not None and not self.closed and self._process == os.getpid():
-            self._keeper = None
-            self._say_goodbye()
+            if self.stays:
+                self._give_the_rest_back()
+                self._keeper.stay()
+            else:
+                self._keeper = None
+                self._say_goodbye()
         super().close()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
 
     def _read_the_last(self: Any) -> None:
@@ -103,6 +119,13 @@ class Leasing:
         if kind == "claim":
             say_late(answer[2])
             self._try_to_give_back([(tag.decode(), asked[0]) for _, _, tag, _ in reversed(answer[3]) if tag])
+
+    def _give_the_rest_back(self: Any) -> None:
+        try:
+            self.qos.restore_unacked()
+        except Exception as error:  # noqa: BLE001 - then others get it when the keeper has moved what is kept
+            logger.warning("Cannot give back what this worker holds (%s), trying again", type(error).__name__)
+            self.qos.hold_what_is_kept()
 
     def _say_goodbye(self: Any) -> None:
         try:

@@ -31,6 +31,8 @@ class Places:
     @property
     def _ours(self: Any) -> Any:
         """A client that puts nothing before keys, kept: kombu makes one for each command."""
+        if self.stays:
+            return self._client_of_its_own
         pool = self.pool
         if self._kept is None or self._kept.connection_pool is not pool:
             self._kept = redis.Redis(connection_pool=pool)

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
@@ -35,6 +36,7 @@ class QoS(kombu_redis.QoS):
         self._lock = threading.Lock()
         self._claims: dict[str, Claim] = {}
         self._settled: list[Claim] = []
+        self._kept: set[str] = set()
         self._since = 0.0
         self._process = os.getpid()
 
@@ -53,6 +55,28 @@ class QoS(kombu_redis.QoS):
         """What is held, as Redis knows it."""
         with self._lock:
             return [tag for tag, _ in self._claims.values()]
+
+    def keep(self, delivery_tags: Iterable[str]) -> bool:
+        """Let claims outlive the channel; return whether there are any to keep."""
+        with self._lock:
+            self._kept = {tag for tag in delivery_tags if tag in self._claims}
+        return bool(self._kept)
+
+    def hold_what_is_kept(self) -> None:
+        """Forget the other claims."""
+        with self._lock:
+            self._claims = {tag: claim for tag, claim in self._claims.items() if tag in self._kept}
+
+    def held(self) -> list[Claim]:
+        """What is claimed, and what is to be acknowledged."""
+        with self._lock:
+            return [*self._claims.values(), *self._settled]
+
+    def move(self, owner: str) -> None:
+        """Note that all of it has another owner."""
+        with self._lock:
+            self._claims = {delivery_tag: (tag, owner) for delivery_tag, (tag, _) in self._claims.items()}
+            self._settled = [(tag, owner) for tag, _ in self._settled]
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if delivery_tag in self._claims:
@@ -128,7 +152,7 @@ class QoS(kombu_redis.QoS):
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
 
     def restore_unacked(self, client: Any = None) -> Any:
-        """Give back everything that is held, oldest first again; what was done is acknowledged before."""
+        """Give back what is held and not kept, oldest first again; what was done is acknowledged before."""
         if os.getpid() != self._process:  # a forked child: they are the parent's
             self._claims.clear()
             self._delivered.clear()
@@ -137,7 +161,8 @@ class QoS(kombu_redis.QoS):
         self.channel.settle()
         with self._lock:
             claims, self._claims = self._claims, {}
-        for delivery_tag in claims:
+            self._claims = {delivery_tag: claims.pop(delivery_tag) for delivery_tag in self._kept & claims.keys()}
+        for delivery_tag in (*claims, *self._kept):
             self._delivered.pop(delivery_tag, None)
         if claims:
             try:

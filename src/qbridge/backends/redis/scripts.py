@@ -19,7 +19,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-__all__ = ["CLAIM", "GIVE_BACK", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "Script"]
+__all__ = ["CLAIM", "GIVE_BACK", "MOVE", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "Script"]
 
 
 class Script:
@@ -229,6 +229,28 @@ return late
 )
 """Keys: as for settling. Args: LPUSH or RPUSH, tag and owner of each. Answers: likewise."""
 
+MOVE = Script(
+    _NOW
+    + """
+local kept = {}
+for number = 4, #ARGV, 2 do
+    local tag, owner = ARGV[number], ARGV[number + 1]
+    local claim = redis.call('HGET', KEYS[2], tag)
+    if claim and string.sub(claim, 1, #owner + 1) == owner .. '\\0' then
+        redis.call('HSET', KEYS[2], tag, ARGV[2] .. '/0' .. string.sub(claim, #owner + 1))
+        kept[#kept + 1] = tag
+    end
+end
+if #kept > 0 then redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[2]) end
+redis.call('ZADD', KEYS[1], 'XX', 0, ARGV[1])
+return #kept
+"""
+)
+"""Keys: holders, claims. Args: old holder, new holder, lease in ms, tag and owner of each. Answers: how many moved.
+
+The old holder has said goodbye then: what it holds beside these is for others.
+"""
+
 RENEW = Script(
     _NOW
     + """
@@ -253,18 +275,19 @@ for number = 1, #all, 2 do
     local holder, ended = all[number], tonumber(all[number + 1])
     local lease = tonumber(string.match(holder, ':(%d+)$') or 30000)
     if ended == 0 then
-        gone[holder] = true
+        gone[holder] = 0
     elseif now < last or now - last > math.max(lease / 2, 1500) then
         redis.call('ZADD', holders, now + lease, holder)
     elseif ended <= now then
-        gone[holder] = true
+        gone[holder] = 1
     end
 end
 if next(gone) then
     local all = redis.call('HGETALL', claims)
     for number = 1, #all, 2 do
-        if gone[string.match(all[number + 1], '^([^%z/]*)')] then
-            if give_back(claims, KEYS[3], KEYS[4], KEYS[5], all[number], all[number + 1], 'RPUSH', 1) then
+        local lost = gone[string.match(all[number + 1], '^([^%z/]*)')]
+        if lost then
+            if give_back(claims, KEYS[3], KEYS[4], KEYS[5], all[number], all[number + 1], 'RPUSH', lost) then
                 taken = taken + 1
             end
         end
@@ -277,7 +300,7 @@ return taken
 """Keys: holders, claims, unacked, index, again, swept. Answers: how many messages were taken over.
 
 After a gap between sweeps, in which nobody could renew either, every holder has a full lease first. A holder whose
-lease ended at 0 has said goodbye.
+lease ended at 0 has said goodbye, which is no loss.
 """
 
 PURGE = Script("""

@@ -23,6 +23,7 @@ is thrown away with an error in the log.
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from functools import cache
 from typing import Any
@@ -32,13 +33,14 @@ from qbridge.backends.redis.leasing import Leasing
 from qbridge.backends.redis.places import Places
 from qbridge.backends.redis.qos import QoS
 from qbridge.backends.redis.sending import Sending
+from qbridge.backends.redis.staying import Staying
 
 __all__ = ["CONSUME_ORDER", "derive"]
 
 CONSUME_ORDER = (9, 0, 3, 6)
 
 
-class _OurChannel(Places, Sending, Claiming, Leasing):
+class _OurChannel(Places, Sending, Claiming, Leasing, Staying):
     """Mixin for kombu's Redis channels."""
 
     QoS = QoS
@@ -54,6 +56,7 @@ class _OurChannel(Places, Sending, Claiming, Leasing):
         self._holder = ""
         self._owners = 0
         self._process = os.getpid()
+        self._settling = threading.RLock()
         self._no_ack: set[str] = set()
         self._asked: tuple[str, Any] = ("", None)
         self._wait = None
