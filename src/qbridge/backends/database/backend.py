@@ -32,6 +32,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session
 
+from qbridge.backends.database.claim_store import DatabaseClaims
 from qbridge.backends.database.engine import PooledEngine
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
@@ -89,6 +90,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
             connect_timeout=float(options.get("connect_timeout", 5.0)),
             operation_timeout=self.operation_timeout,
         )
+        self._claims = DatabaseClaims(self, (conf.database_table_schemas or {}).get("task"))
         self._layout: Layout | None = None
         self._is_sqlite = self.url.removeprefix("db+").startswith("sqlite")
 
@@ -102,6 +104,10 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
     def close(self) -> None:
         """Close the pooled connections."""
         self._pooled.close()
+
+    def claim_store(self) -> DatabaseClaims:
+        """What keeps claims beside the results."""
+        return self._claims
 
     def ResultSession(self, session_manager: Any = None) -> Session:  # noqa: N802 - Celery's name
         """A session on the pooled engine; the tables are there."""
@@ -414,6 +420,7 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
                     session.commit()
                 if len(ids) < 1000:
                     break
+        self._claims.clean()
 
 
 def _utc_now() -> datetime:

@@ -12,6 +12,7 @@ from celery.backends.redis import RedisBackend as CeleryRedisBackend
 from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 
+from qbridge.backends.redis.claim_store import RedisClaims
 from qbridge.backends.redis.watcher import RedisWatcher
 from qbridge.backends.watching import Alarm
 from qbridge.serialization.results import TypedResultMixin
@@ -100,6 +101,14 @@ class RedisBackend(TypedResultMixin, CeleryRedisBackend):
     def result_watcher(self, alarm: Alarm) -> RedisWatcher:
         """What the result hub waits with."""
         return RedisWatcher(self, alarm)
+
+    def claim_store(self) -> RedisClaims:
+        """What keeps claims beside the results."""
+        return self._claims
+
+    @cached_property
+    def _claims(self) -> RedisClaims:
+        return RedisClaims(self)
 
     def close(self) -> None:
         """Close all connections; a later use opens new ones."""
