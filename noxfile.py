@@ -102,6 +102,12 @@ def _need_servers(session: nox.Session) -> None:
     session.run("python", "-m", "qbridge.testing.servers", "install", success_codes=[0] if IN_CI else [0, 1])
 
 
+def _need_systemd(session: nox.Session) -> None:
+    """Install what reads systemd's units, where we may: the documentation shows one, and it is checked."""
+    if shutil.which("systemd-analyze") is None and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "install", "-y", "--no-install-recommends", "systemd", external=True, silent=True)
+
+
 def _run_all(session: nox.Session, *commands: list[str]) -> None:
     """Run every command even if one fails: a reader wants to know all that is wrong."""
     failed: list[str] = []
@@ -221,6 +227,7 @@ def docs(session: nox.Session) -> None:
     _install(session, "docs", "test", "examples")
     session.run("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet", "docs", "site")
     _need_servers(session)
+    _need_systemd(session)
     _pytest(session, "tests/docs")
 
 

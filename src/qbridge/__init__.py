@@ -6,9 +6,13 @@ The public names, loaded when first used: importing the package opens nothing an
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# Type checkers take it for typing's. Without the import a probe that looks at a worker every few seconds costs half.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from qbridge.backends.database import DatabaseResults as DatabaseResults
     from qbridge.backends.embedded import EmbeddedBroker as EmbeddedBroker
     from qbridge.backends.none import NoResults as NoResults

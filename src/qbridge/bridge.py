@@ -106,6 +106,7 @@ class Bridge(Declares):
             bridge_options={
                 "safe": safe,
                 "max_payload_bytes": payload_limit(config),
+                "worker_config": config.worker,
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
                 "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },

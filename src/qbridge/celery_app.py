@@ -26,6 +26,7 @@ from kombu.entity import Queue as KombuQueue
 from qbridge.amqp import BridgeAMQP, BridgeConnectionPool
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.delays import NativeDelays
+from qbridge.config import WorkerConfig
 
 __all__ = ["BridgeCelery"]
 
@@ -132,6 +133,8 @@ class BridgeCelery(Celery):
     #: True under ``defaults="safe"``.
     safe = False
     max_payload_bytes: int | None = None
+    #: The bridge's ``WorkerConfig``, for what Celery has no setting for; None: without a bridge.
+    worker_config: WorkerConfig | None = None
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.

@@ -47,6 +47,29 @@ def _samples_with(command: str) -> list[Sample]:
     return [sample for story in STORIES for sample in story.samples if command in sample.code and sample.run_by]
 
 
+def test_the_systemd_unit_is_one(tmp_path: Path) -> None:
+    """systemd itself takes it without a complaint, with a program and a file of settings where it names them."""
+    (sample,) = [each for each in _samples_with("WatchdogSec=") if each.page.name == "run-workers.md"]
+    analyze = shutil.which("systemd-analyze")
+    assert analyze is not None, "systemd-analyze is missing: install Debian's package systemd"
+    program = tmp_path / ".venv" / "bin" / "qbridge"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    (tmp_path / "worker.env").touch()
+    text = sample.code.replace("/srv/shop", str(tmp_path)).replace("/etc/shop", str(tmp_path))
+    unit = tmp_path / "shop-worker.service"
+    unit.write_text(text.replace("User=shop", "User=daemon"))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", "--recursive-errors=no", str(unit)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
 def test_the_first_command_runs_the_demo(tmp_path: Path) -> None:
     """The README's first command, in a copy of this checkout, as on a machine with Python and nothing else."""
     (sample,) = [each for each in _samples_with("qbridge demo") if each.page.name == "README.md"]

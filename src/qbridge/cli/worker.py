@@ -14,6 +14,7 @@ from qbridge.bridge import Bridge
 from qbridge.cli.complaints import CannotStart
 from qbridge.cli.loading import app_option, import_task_modules, load_bridge
 from qbridge.cli.reload import run_and_reload
+from qbridge.config import WorkerConfig
 from qbridge.exceptions import ConfigurationError
 from qbridge.worker.banner import banner
 from qbridge.worker.main import refuse_unenforced_limits
@@ -34,6 +35,9 @@ _POOLS = {"process": "prefork", "thread": "threads", "solo": "solo"}
     help="What is logged.",
 )  # fmt: skip
 @click.option("-n", "--name", metavar="NAME", help="Name of this worker; %h stands for the host.")
+@click.option("--health-file", type=click.Path(dir_okay=False), metavar="FILE", help="Tell there how this worker is.")
+@click.option("--health-port", type=click.IntRange(0, 65535), metavar="N", help="Answer /live and /ready over HTTP.")
+@click.option("--health-host", metavar="ADDRESS", help="Address of that port.")
 @click.option("--reload", is_flag=True, help="Restart when a .py file changes; for development only.")
 def worker(
     app: str,
@@ -42,6 +46,9 @@ def worker(
     queues: str | None,
     loglevel: str,
     name: str | None,
+    health_file: str | None,
+    health_port: int | None,
+    health_host: str | None,
     reload: bool,
 ) -> None:
     """Run a worker in this process.
@@ -53,6 +60,8 @@ def worker(
         sys.exit(run_and_reload(app, sys.argv))
     bridge = load_bridge(app)
     import_task_modules(bridge)
+    given = {"health_file": health_file, "health_port": health_port, "health_host": health_host}
+    _set_health(bridge, {name: value for name, value in given.items() if value is not None})
     try:
         program = _make(bridge, pool, concurrency, _names(bridge, queues), loglevel.upper(), name)
     except ImproperlyConfigured as error:
@@ -81,6 +90,18 @@ def _make(
         loglevel=loglevel,
         quiet=True,
     )
+
+
+def _set_health(bridge: Bridge, given: dict[str, Any]) -> None:
+    if not given:
+        return
+    if bridge.config.defaults == "celery":
+        raise ConfigurationError(
+            "health is told by qbridge's own worker, and defaults='celery' runs Celery's",
+            "Leave --health-file and --health-port out, or write defaults='safe'.",
+        )
+    app: Any = bridge.celery
+    app.worker_config = WorkerConfig(**{**app.worker_config.model_dump(), **given})
 
 
 def _names(bridge: Bridge, queues: str | None) -> list[str] | None:

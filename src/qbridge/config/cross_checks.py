@@ -32,6 +32,8 @@ def cross_faults(config: BridgeConfig) -> Iterator[Fault]:
     yield from _queues(config)
     yield from _time_limits(config)
     yield from check_transport_options(config)
+    if config.defaults == "celery":
+        yield from _celerys_worker(config)
     if config.defaults == "safe":
         yield from _default_queue(config)
         yield from _results(config)
@@ -53,6 +55,13 @@ def _queues(config: BridgeConfig) -> Iterator[Fault]:
             if queue.max_priority is not None:
                 what = f"queue {queue.name!r} has max_priority, which only RabbitMQ's classic queues need"
                 yield Fault(("queues",), what, "leave max_priority out: priorities work on this broker without it")
+
+
+def _celerys_worker(config: BridgeConfig) -> Iterator[Fault]:
+    for name in ("watchdog", "health_file", "health_port"):
+        if name in config.worker.model_fields_set and getattr(config.worker, name) not in (None, 0.0):
+            what = f"{name} is read by qbridge's own worker, and defaults='celery' runs Celery's"
+            yield Fault(("worker", name), what, "leave it out, or write defaults='safe'")
 
 
 def _default_queue(config: BridgeConfig) -> Iterator[Fault]:

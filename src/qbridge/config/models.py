@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -127,6 +128,10 @@ class WorkerConfig(ConfigModel):
         shutdown_timeout: seconds that running tasks get when the worker is told to stop.
         max_tasks_per_child: tasks after which a process of the pool is replaced; None: never.
         max_memory_per_child: KiB of resident memory above which a process of the pool is replaced; None: never.
+        watchdog: seconds after which a worker that is up and does no work reconnects, then ends; 0: never.
+        health_file: file in which the worker tells how it is; None: none.
+        health_port: port on which it answers that; 0: a free one; None: none.
+        health_host: address of that port.
     """
 
     pool: PoolName = "process"
@@ -148,6 +153,18 @@ class WorkerConfig(ConfigModel):
     max_memory_per_child: Annotated[int, Field(ge=1)] | None = None
     """KiB of resident memory above which a process of the pool is replaced after its task; unset: never.
     `process` only."""
+    # 60 s: longer than any bounded wait inside a worker (connecting, storing a result), and short for a queue that
+    # nobody works on.
+    watchdog: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Seconds after which a worker that is up and does no work connects anew, and ends if that does not help.
+    0: never."""
+    health_file: Path | None = None
+    """File in which a worker tells every two seconds how it is; `python -m qbridge.probe` reads it."""
+    health_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port with `/live` and `/ready` over HTTP; 0: a free one, which the log names."""
+    # This machine only: what it tells is no secret, but nobody asked for an open port.
+    health_host: str = "127.0.0.1"
+    """Address of that port; `0.0.0.0` for probes from outside a container."""
 
     if TYPE_CHECKING:
 
@@ -161,6 +178,10 @@ class WorkerConfig(ConfigModel):
             shutdown_timeout: float = 25.0,
             max_tasks_per_child: int | None = None,
             max_memory_per_child: int | None = None,
+            watchdog: float = 60.0,
+            health_file: Path | str | None = None,
+            health_port: int | None = None,
+            health_host: str = "127.0.0.1",
         ) -> None: ...
 
     @model_validator(mode="after")

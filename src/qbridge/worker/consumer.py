@@ -19,6 +19,7 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 from qbridge.worker.dead_letters import DeadLetters, Reason
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
+from qbridge.worker.pulse import Pulse
 from qbridge.worker.running import end_running, is_taken_over, keep_claimed
 from qbridge.worker.screening import fault_of
 
@@ -80,6 +81,7 @@ class BridgeConsumer(Consumer):
         super().__init__(*args, **kwargs)
         self.strategies: Any = _Strategies(self)
         self._dead_letters = DeadLetters(self)
+        self.pulse: Pulse = Pulse()
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
@@ -111,8 +113,9 @@ class BridgeConsumer(Consumer):
         elif isinstance(self.pool, prefork.TaskPool):
             end_running(self.pool)
         super().on_connection_error_after_connected(exc)
-        if self._ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
-            state.should_stop = 0
+        ending = self._ending
+        if ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
+            state.should_stop = ending.exit_code
         if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):
             logger.error(
                 "Another worker on this broker is called %s: its queue for remote control is locked, and this worker "
@@ -120,6 +123,16 @@ class BridgeConsumer(Consumer):
                 self.hostname, _NAME_TAKEN,
             )  # fmt: skip
             _pause(_NAME_TAKEN)
+
+    def on_ready(self) -> None:
+        """Celery's hook: the broker was told to deliver."""
+        self.pulse.begin(self)
+        super().on_ready()
+
+    def on_close(self) -> None:
+        """Celery's hook: nothing can be acknowledged any more."""
+        self.pulse.end()
+        super().on_close()
 
     @property
     def _ending(self) -> Any:
@@ -140,7 +153,10 @@ class BridgeConsumer(Consumer):
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )
 
+        pulse = self.pulse
+
         def guarded(message: Any) -> Any:
+            pulse.received += 1
             ending = self._ending
             if ending is not None:
                 return ending.hold(message)

@@ -51,6 +51,7 @@ class Ending:
 
     def __init__(self, worker: Any, timeout: float) -> None:
         self.began: bool = False
+        self.exit_code: int = 0
         self._worker = worker
         self._timeout = timeout
         self._pid = os.getpid()
@@ -70,12 +71,23 @@ class Ending:
         if self.began:
             self._at_once.set()
             return
-        self.began = True
-        name = signal.Signals(number).name
         safe_say("worker: Warm shutdown (MainProcess)", sys.__stdout__)
+        self.begin(signal.Signals(number).name, 0)
+
+    def begin(self, cause: str, exit_code: int) -> None:
+        """Begin the end, if it has not begun.
+
+        Args:
+            cause: name of the signal, or of what else asks for it.
+            exit_code: of the process.
+        """
+        if self.began:
+            return
+        self.began = True
+        self.exit_code = exit_code
         # All else happens in a thread: a handler may have interrupted whatever holds a lock.
         threading.Thread(target=self._watch, name="qbridge-ending", daemon=True).start()
-        signals.worker_shutting_down.send(sender=self._worker.hostname, sig=name, how="Warm", exitcode=0)
+        signals.worker_shutting_down.send(sender=self._worker.hostname, sig=cause, how="Warm", exitcode=exit_code)
 
     def _watch(self) -> None:
         deadline = time.monotonic() + self._timeout
@@ -108,7 +120,7 @@ class Ending:
             self._worker.consumer.call_soon(step)
 
     def _stop(self) -> None:
-        state.should_stop = 0
+        state.should_stop = self.exit_code
         self._in_loop(_nothing)  # else the loop waits for a message before it looks
 
     def _take_no_more(self) -> None:
@@ -215,7 +227,7 @@ class Ending:
         for stream in streams:
             with suppress(Exception):  # None where there is no console
                 stream.flush()
-        os._exit(0)
+        os._exit(self.exit_code)
 
 
 def _nothing() -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -18,11 +19,14 @@ from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
 from kombu.asynchronous import get_event_loop, set_event_loop
 
+from qbridge.config import WorkerConfig
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
 from qbridge.worker.banner import banner
 from qbridge.worker.consumer import MESSAGE_FAULTS
 from qbridge.worker.ending import Ending
+from qbridge.worker.health import Health, HealthFile, HealthPort, SystemdNotifier
 from qbridge.worker.pools import EndingThreadPool, SoloPool, ThreadPool
+from qbridge.worker.watchdog import Watchdog
 
 __all__ = ["BridgeWorker", "in_process_worker", "refuse_unenforced_limits"]
 
@@ -91,6 +95,7 @@ class BridgeWorker(_KeepsItsSlots, Worker):
 
     pool_cls: Any
     ending: Ending | None = None
+    health: Health | None = None
 
     def on_before_init(self, quiet: bool = False, **kwargs: Any) -> None:
         """Begin as Celery does, without its warning about root where no message can be a pickle."""
@@ -111,19 +116,36 @@ class BridgeWorker(_KeepsItsSlots, Worker):
             self.pool_cls = EndingThreadPool
         try:
             refuse_unenforced_limits(self.app, self.pool_cls)
+            self.health = self._health()
         except ConfigurationError as error:
             raise SystemExit(str(error)) from None
+
+    def _health(self) -> Health:
+        app: Any = self.app
+        config: WorkerConfig = app.worker_config or WorkerConfig()
+        tellers: list[Any] = []
+        if config.health_file is not None:
+            tellers.append(HealthFile(config.health_file))
+        if config.health_port is not None:
+            tellers.append(HealthPort(config.health_host, config.health_port))
+        if os.environ.get("NOTIFY_SOCKET"):
+            tellers.append(SystemdNotifier(os.environ["NOTIFY_SOCKET"]))
+        return Health(tellers)
 
     def emit_banner(self) -> None:
         """Say in a few lines what this worker is."""
         print(f"{banner(self)}\n", file=sys.__stdout__, flush=True)
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        """Install Celery's signal handlers, and ours for the worker's end."""
+        """Install Celery's signal handlers, ours for the worker's end, and the watchdog."""
         super().install_platform_tweaks(worker)
         app: Any = self.app
         self.ending = Ending(self, float(app.conf.worker_soft_shutdown_timeout or 0))
         self.ending.install()
+        config: WorkerConfig = app.worker_config or WorkerConfig()
+        patience = config.watchdog or WorkerConfig().watchdog
+        watchdog = Watchdog(self, patience, acts=config.watchdog > 0, tell=self.health or Health(()))
+        watchdog.start()
 
 
 _making = threading.Lock()
