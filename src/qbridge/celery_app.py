@@ -135,6 +135,8 @@ class BridgeCelery(Celery):
     max_payload_bytes: int | None = None
     #: The bridge's ``WorkerConfig``, for what Celery has no setting for; None: without a bridge.
     worker_config: WorkerConfig | None = None
+    #: Process and thread in which a worker's loop runs; None: no worker of this app has begun to consume here.
+    worker_loop: tuple[int, int] | None = None
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.

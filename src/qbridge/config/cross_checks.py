@@ -58,7 +58,7 @@ def _queues(config: BridgeConfig) -> Iterator[Fault]:
 
 
 def _celerys_worker(config: BridgeConfig) -> Iterator[Fault]:
-    for name in ("watchdog", "health_file", "health_port"):
+    for name in ("watchdog", "health_file", "health_port", "store_timeout"):
         if name in config.worker.model_fields_set and getattr(config.worker, name) not in (None, 0.0):
             what = f"{name} is read by qbridge's own worker, and defaults='celery' runs Celery's"
             yield Fault(("worker", name), what, "leave it out, or write defaults='safe'")

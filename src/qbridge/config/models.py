@@ -128,6 +128,7 @@ class WorkerConfig(ConfigModel):
         shutdown_timeout: seconds that running tasks get when the worker is told to stop.
         max_tasks_per_child: tasks after which a process of the pool is replaced; None: never.
         max_memory_per_child: KiB of resident memory above which a process of the pool is replaced; None: never.
+        store_timeout: seconds for which a task that has ended offers its outcome to a result backend that is away.
         watchdog: seconds after which a worker that is up and does no work reconnects, then ends; 0: never.
         health_file: file in which the worker tells how it is; None: none.
         health_port: port on which it answers that; 0: a free one; None: none.
@@ -153,6 +154,11 @@ class WorkerConfig(ConfigModel):
     max_memory_per_child: Annotated[int, Field(ge=1)] | None = None
     """KiB of resident memory above which a process of the pool is replaced after its task; unset: never.
     `process` only."""
+    # 15 min: longer than a restart or a failover, and half of the time after which RabbitMQ closes the channel of a
+    # message that is not acknowledged.
+    store_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 900.0
+    """Seconds for which a task that has ended offers its outcome to a result backend that does not take it.
+    Then its message goes back, and it runs again."""
     # 60 s: longer than any bounded wait inside a worker (connecting, storing a result), and short for a queue that
     # nobody works on.
     watchdog: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
@@ -178,6 +184,7 @@ class WorkerConfig(ConfigModel):
             shutdown_timeout: float = 25.0,
             max_tasks_per_child: int | None = None,
             max_memory_per_child: int | None = None,
+            store_timeout: float = 900.0,
             watchdog: float = 60.0,
             health_file: Path | str | None = None,
             health_port: int | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -127,6 +129,8 @@ class BridgeConsumer(Consumer):
     def on_ready(self) -> None:
         """Celery's hook: the broker was told to deliver."""
         self.pulse.begin(self)
+        app: Any = self.app
+        app.worker_loop = os.getpid(), threading.get_ident()
         super().on_ready()
 
     def on_close(self) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from celery.utils.log import get_logger
+from celery.worker import state
+
+from qbridge.backends.storing import OutcomeNotStored
 from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
 from qbridge.worker.running import AdoptingRequest
 
 __all__ = ["TypedRequest"]
+
+logger = get_logger(__name__)
 
 
 class TypedRequest(AdoptingRequest):
@@ -46,8 +52,13 @@ class TypedRequest(AdoptingRequest):
 
         Celery takes one for its own and ends the worker. It is the task's: an array too large to be had, say. The
         message stays unacknowledged, and so the next worker would run it, and end.
+        A run whose outcome nobody has stored gives its message back; Celery acknowledges it.
         """
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # what came from a child is wrapped
+        if isinstance(error, OutcomeNotStored) and self.task.acks_late:
+            logger.error("Task %s[%s] goes back to its queue: %s", self.name, self.id, error)
+            state.task_ready(self)
+            return self.reject(requeue=True)
         if isinstance(error, MemoryError):
             exc_info.exception = TaskFailed(
                 type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)

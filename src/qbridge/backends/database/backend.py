@@ -21,6 +21,7 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.time import get_exponential_backoff_interval, maybe_timedelta
 from kombu.utils import encoding
 from sqlalchemy.exc import (
+    DataError,
     DBAPIError,
     IntegrityError,
     InterfaceError,
@@ -36,6 +37,7 @@ from qbridge.backends.database.claim_store import DatabaseClaims
 from qbridge.backends.database.engine import PooledEngine
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
+from qbridge.backends.storing import KeepsOutcomes
 from qbridge.exceptions import ConfigurationError, PayloadError
 from qbridge.serialization.results import TypedResultMixin, has_types, revive
 
@@ -49,7 +51,7 @@ _BATCH = 500
 _CREATE_ATTEMPTS = 6
 
 
-class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
+class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
     """Celery's database results on a pooled engine, without pickles, and without a table ever being altered.
 
     The tables are Celery's own and are made at first use if ``database_create_tables_at_setup`` is true; with False
@@ -165,6 +167,13 @@ class DatabaseBackend(TypedResultMixin, CeleryDatabaseBackend):
     def exception_safe_to_retry(self, exc: BaseException) -> Any:
         """Lost connections, locks and deadlocks pass; a wrong statement does not."""
         return isinstance(exc, (OperationalError, InterfaceError, InternalError))
+
+    def _is_values_fault(self, error: BaseException) -> bool:
+        """Also a value that the column refuses."""
+        for cause in (error, error.__cause__, error.__context__):
+            if isinstance(cause, (DataError, IntegrityError)):
+                return True
+        return super()._is_values_fault(error)
 
     def _ensure_retryable(
         self,

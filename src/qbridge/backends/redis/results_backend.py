@@ -14,6 +14,7 @@ from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 
 from qbridge.backends.redis.claim_store import RedisClaims
 from qbridge.backends.redis.watcher import RedisWatcher
+from qbridge.backends.storing import KeepsOutcomes
 from qbridge.backends.watching import Alarm
 from qbridge.serialization.results import TypedResultMixin
 
@@ -60,7 +61,7 @@ class ResultConsumer(CeleryResultConsumer):
                         self.on_state_change(meta, None)
 
 
-class RedisBackend(TypedResultMixin, CeleryRedisBackend):
+class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
     """Celery's Redis results: the same keys, the same ``SET`` and ``PUBLISH``, one object for all threads."""
 
     ResultConsumer = ResultConsumer

@@ -21,6 +21,7 @@ from qbridge.backends.deadline import deadline
 from qbridge.backends.forking import begin_anew_after_fork
 from qbridge.backends.rpc.inbox import LIMIT, Reply, ReplyInbox
 from qbridge.backends.rpc.receiver import ReplyReceiver
+from qbridge.backends.storing import KeepsOutcomes
 from qbridge.backends.watching import Outcome
 from qbridge.serialization.results import TypedResultMixin, has_types
 
@@ -50,7 +51,7 @@ class _Replies:
         self._shelf.setdefault("_qbridge_inherited_replies", []).append(inherited)
 
 
-class RPCBackend(TypedResultMixin, CeleryRPCBackend):
+class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
     """Celery's rpc results: the wire is the same; on this side any thread can wait for any result, by any API.
 
     Replies go to one durable queue per process, which outlives a broken connection and a restart of the broker, and
@@ -292,7 +293,7 @@ class RPCBackend(TypedResultMixin, CeleryRPCBackend):
 
     # -- in the worker
 
-    def store_result(
+    def _store_now(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         """Send a state to who sent the task; confirmed where the app confirms, bounded by its publish timeout."""
