@@ -182,9 +182,7 @@ def _rows(rows: list[FieldRow]) -> Iterator[str]:
 def command_line() -> Iterator[str]:
     """All commands with their options, from click."""
     context = click.Context(program, info_name="qbridge")
-    for name in program.list_commands(context):
-        command = program.get_command(context, name)
-        assert command is not None
+    for name, command in _commands(program, context):
         yield from (f"## qbridge {name}", "")
         usage = command.get_usage(click.Context(command, info_name=f"qbridge {name}"))
         yield from ("```text", " ".join(usage.removeprefix("Usage: ").split()), "```", "")
@@ -195,6 +193,16 @@ def command_line() -> Iterator[str]:
             if isinstance(parameter, click.Option)
         ]
         yield from _table(("option", "what"), ((_code(row[0]), row[1]) for row in rows if row is not None))
+
+
+def _commands(group: click.Group, context: click.Context, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from _commands(command, context, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _broker(value: Any) -> Broker:

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from qbridge.context import Progress as Progress
     from qbridge.context import Retrying as Retrying
     from qbridge.context import TaskContext as TaskContext
+    from qbridge.dead_letters import DeadLetter as DeadLetter
+    from qbridge.dead_letters import DeadLetters as DeadLetters
     from qbridge.exceptions import ArgumentsError as ArgumentsError
     from qbridge.exceptions import BatchError as BatchError
     from qbridge.exceptions import BrokerUnavailable as BrokerUnavailable
     from qbridge.exceptions import ConfigurationError as ConfigurationError
+    from qbridge.exceptions import DeadLetterUnknown as DeadLetterUnknown
     from qbridge.exceptions import DuplicateTaskError as DuplicateTaskError
     from qbridge.exceptions import PayloadError as PayloadError
     from qbridge.exceptions import QBridgeError as QBridgeError
@@ -60,6 +63,9 @@ __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
     "DatabaseResults",
+    "DeadLetter",
+    "DeadLetterUnknown",
+    "DeadLetters",
     "DuplicateTaskError",
     "EmbeddedBroker",
     "NoResults",
@@ -100,6 +106,9 @@ _HOMES = {
     "BrokerUnavailable": "exceptions",
     "ConfigurationError": "exceptions",
     "DatabaseResults": "backends.database",
+    "DeadLetter": "dead_letters",
+    "DeadLetterUnknown": "exceptions",
+    "DeadLetters": "dead_letters",
     "DuplicateTaskError": "exceptions",
     "EmbeddedBroker": "backends.embedded",
     "NoResults": "backends.none",

@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -27,6 +27,7 @@ from qbridge.celery_app import BridgeCelery
 from qbridge.celery_settings import app_settings, payload_limit
 from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
+from qbridge.dead_letters import DeadLetters
 from qbridge.due_by import HEADER_DEADLINE, as_deadline
 from qbridge.exceptions import ConfigurationError
 from qbridge.options import SendOptions, checked_send_options
@@ -347,7 +348,12 @@ class Bridge(Declares):
         else:
             tell()
 
-    # -- workers, checks, the end
+    # -- workers, checks, dead letters, the end
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The messages that workers have given up: to list, look at, send again, throw away."""
+        return DeadLetters(_Place(self))
 
     def worker(
         self,
@@ -430,6 +436,32 @@ class Bridge(Declares):
             self._app.forget_connections()
         if self._reader is not None:
             self._reader = None
+
+
+class _Place:
+    """Where dead letters are (see ``qbridge.dead_letters.box.Place``)."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self.broker = bridge.config.broker
+        self.keeps_dead_letters = bridge.config.defaults == "safe"
+        self.check_queue = bridge.check_queue
+        self.in_thread = bridge._threads.run
+
+    def queue_names(self) -> Iterable[str]:
+        return list(self._bridge.celery.amqp.queues)
+
+    def forget_failure(self, task_id: str) -> None:
+        app, results = self._bridge.celery, self._bridge.config.results
+        if not results.capabilities.readable_elsewhere:
+            return
+        with suppress(Exception):  # without results a task can be replayed all the same
+            if app.backend.get_task_meta(task_id, cache=False)["status"] == "FAILURE":
+                app.backend.forget(task_id)
+
+    def connect(self) -> Any:
+        self._bridge._refuse_closed()
+        return self._bridge.celery.connection_for_write()
 
 
 def _as_is(value: Any) -> Any:

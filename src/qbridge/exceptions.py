@@ -13,6 +13,7 @@
     ├── ResultsUnavailable (also ConnectionError)
     ├── ResultTimeout (also TimeoutError)
     ├── ResultUnknown                          no such id, expired, or forgotten
+    ├── DeadLetterUnknown (also LookupError)   no dead letter with that id
     ├── TaskFailed                             a remote failure that cannot be rebuilt as its own type
     ├── TaskRevoked                            the task was revoked, or its time was over
     └── BatchError                             a bulk submission that was not confirmed as a whole
@@ -33,6 +34,7 @@ __all__ = [
     "BatchError",
     "BrokerUnavailable",
     "ConfigurationError",
+    "DeadLetterUnknown",
     "DuplicateTaskError",
     "PayloadError",
     "QBridgeError",
@@ -140,6 +142,20 @@ class ResultUnknown(QBridgeError):
     def __init__(self, what: str = "", todo: str = "", task_id: str = "") -> None:
         super().__init__(what, todo, task_id)
         self.task_id = task_id
+
+
+class DeadLetterUnknown(QBridgeError, LookupError):
+    """There is no dead letter with this id: never was, replayed, or discarded.
+
+    Args:
+        what: which id.
+        todo: where to look.
+        letter_id: the id.
+    """
+
+    def __init__(self, what: str = "", todo: str = "", letter_id: str = "") -> None:
+        super().__init__(what, todo, letter_id)
+        self.letter_id = letter_id
 
 
 class TaskFailed(QBridgeError):

@@ -72,6 +72,34 @@ def test_queues_tells_what_waits_and_who_consumes(any_folder: Folder) -> None:
     assert worker.stop() == 0
 
 
+def test_dead_letters_are_listed_shown_replayed_and_discarded(folder: Folder) -> None:
+    """Arguments are shown on request only; what is replayed runs, what is discarded is gone, and nothing by mistake."""
+    for number in range(3):
+        folder.bridge.send("shop.later", (f"secret-{number}",), task_id=f"task-{number}")
+    box = folder.bridge.dead_letters
+    with folder.bridge.worker(pool="solo"):
+        wait_until(lambda: len(box.list()) == 3, 20, what="the dead letters")
+    assert folder.json("queues", "-A", "shop")["queues"][0]["dead_letters"] == 3
+    told = folder.json("dead-letters", "list", "-A", "shop")["dead_letters"]
+    assert [(one["reason"], one["task_id"]) for one in told] == [("unknown_task", f"task-{n}") for n in range(3)]
+    first, second, third = (one["id"] for one in told)
+    shown = folder.run("-A", "shop", "dead-letters", "show", first).stdout
+    assert "NotRegistered" in shown
+    assert "secret" not in shown
+    assert "secret-0" in folder.run("dead-letters", "show", first, "-A", "shop", "--body").stdout
+    assert folder.run("dead-letters", "discard", "-A", "shop").returncode == 2
+    assert folder.run("dead-letters", "discard", "--all", "-A", "shop").returncode == 1, "nobody said yes"
+    assert [one["id"] for one in folder.json("dead-letters", "discard", first, "-A", "shop")["discarded"]] == [first]
+    replayed = folder.run("dead-letters", "replay", second, first, "-A", "shop")
+    assert replayed.returncode == 1
+    assert "1 replayed" in replayed.stdout
+    assert first in replayed.stderr
+    assert [letter.id for letter in box.list()] == [third]
+    text = folder.run("dead-letters", "list", "-A", "shop", COLUMNS="200").stdout
+    assert "shop.later" in text
+    assert "secret" not in text
+
+
 def test_queues_of_a_broker_that_is_away(tmp_path: Path) -> None:
     """A clean message and exit code 1, within its timeout."""
     folder = Folder(tmp_path, broker="amqp://shop:pw1234@127.0.0.1:9//")

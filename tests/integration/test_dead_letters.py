@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu.entity import Exchange, Queue
 
+from qbridge import DeadLetter
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.waiting import wait_until
-from qbridge.worker.dead_letters import HEADER_DEAD_LETTER
 
-BROKERS = ["rabbitmq", "redis", "embedded"]
-ADD = {"task": "nobody.knows", "id": "1"}
+NOTE = "qbridge.testing.contract_app.tasks.note"
+KNOWN = {"task": NOTE, "id": "1"}
+UNKNOWN = {"task": "nobody.knows", "id": "1"}
 
 
 class Mine:
@@ -30,22 +28,6 @@ class Mine:
         return Path.touch, (self.path,)
 
 
-@pytest.fixture(params=BROKERS)
-def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contract]:
-    """A bridge on a broker that nobody has used before, and no worker yet."""
-    results = f"sqlite:///{tmp_path / 'results.db'}"
-    if request.param == "embedded":
-        contract = Contract(f"embedded://{tmp_path / 'bridge.db'}", results, tmp_path)
-        yield contract
-        contract.close()
-        return
-    server = request.getfixturevalue(f"qbridge_{request.param}")
-    with server.heal().fresh() as url:
-        contract = Contract(url, results, tmp_path)
-        yield contract
-        contract.close()
-
-
 def send(contract: Contract, body: bytes, headers: dict[str, Any], content_type: str = "application/json") -> None:
     """Publish what no producer of ours makes."""
     queue = contract.bridge.celery.amqp.queues["default"]
@@ -56,22 +38,16 @@ def send(contract: Contract, body: bytes, headers: dict[str, Any], content_type:
         )  # fmt: skip
 
 
-def take(contract: Contract, count: int) -> list[Any]:
-    """Take dead letters off their queue, oldest first."""
-    arguments = {"x-queue-type": "classic"} if contract.broker == "rabbitmq" else None
-    queue = Queue("default.dead", Exchange(""), "default.dead", queue_arguments=arguments)
-    taken: list[Any] = []
-    with contract.bridge.celery.connection_for_read() as connection:
-        bound = queue(connection.default_channel)
-        bound.declare()
+def lying(contract: Contract, count: int) -> list[DeadLetter]:
+    """The dead letters of the default queue, once there are as many."""
+    listed: list[DeadLetter] = []
 
-        def enough() -> bool:
-            while (message := bound.get(no_ack=True)) is not None:
-                taken.append(message)
-            return len(taken) >= count
+    def enough() -> bool:
+        listed[:] = contract.bridge.dead_letters.list("default")
+        return len(listed) >= count
 
-        wait_until(enough, 20, what="the dead letters")
-    return taken
+    wait_until(enough, 30, what="the dead letters")
+    return listed
 
 
 def test_what_cannot_be_handled_is_kept_as_it_was(contract: Contract, tmp_path: Path) -> None:
@@ -90,42 +66,70 @@ def test_what_cannot_be_handled_is_kept_as_it_was(contract: Contract, tmp_path: 
         (b"\xff\x00{", {}, "application/json", "undecodable"),
         (bomb, {"task": name, "id": "1"}, "application/x-python-serialize", "undecodable"),
         (b"<a/>", {"other": "kept"}, "text/xml", "undecodable"),
-        (b"[[], {}, {}]", ADD, "application/json", "unknown_task"),
+        (b"[[], {}, {}]", UNKNOWN, "application/json", "unknown_task"),
     ]
     for body, headers, content_type, _ in sent:
         send(contract, body, headers, content_type)
     with contract.worker_of("default", pool="solo"):
         assert contract.tasks.note.delay(str(contract.path()), "after").get(timeout=20) == "after"
-    kept = take(contract, len(sent))
-    records = [json.loads(message.headers[HEADER_DEAD_LETTER]) for message in kept]
-    assert [(bytes(message.body), record["reason"]) for message, record in zip(kept, records, strict=True)] == [
-        (body, reason) for body, _, _, reason in sent
-    ]
-    for message, (_, headers, content_type, _) in zip(kept, sent, strict=True):
-        assert message.content_type == content_type
-        assert headers.items() <= message.headers.items()
-        assert message.properties["correlation_id"] == "1"
-    assert {record["queue"] for record in records} == {"default"}
+    kept = lying(contract, len(sent))
+    assert [(letter.body, letter.reason) for letter in kept] == [(body, reason) for body, _, _, reason in sent]
+    for letter, (_, headers, content_type, _) in zip(kept, sent, strict=True):
+        assert letter.content_type == content_type
+        assert headers.items() <= letter.headers.items()
+        assert letter.properties["correlation_id"] == "1"
+    assert {letter.queue for letter in kept} == {"default"}
     assert not opened.exists()
 
 
 def test_a_message_stays_until_the_broker_has_its_copy(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker does not take the copy at first: nothing is acknowledged, and the next attempt succeeds."""
+    """The broker does not take the copy at first: the message waits in its queue, in no slot, and is kept then."""
     from qbridge.worker import dead_letters
 
-    written, send_copy = [], dead_letters.DeadLetters._send
+    written: list[float] = []
+    send_copy = dead_letters.DeadLetters._send
 
     def refuse_first(self: Any, message: Any, *args: Any) -> None:
-        written.append((time.monotonic(), message.acknowledged))
-        if len(written) == 1:
+        written.append(time.monotonic())
+        assert not message.acknowledged
+        if len(written) <= 3:
             raise OSError("the disk is full")
         send_copy(self, message, *args)
 
     monkeypatch.setattr(dead_letters.DeadLetters, "_send", refuse_first)
-    monkeypatch.setattr(dead_letters, "_AGAIN", 0.5)
-    send(contract, b"5", ADD)
+    monkeypatch.setattr(dead_letters, "_AGAIN", 1.0)
+    for body in (b"5", b"6", b"7"):
+        send(contract, body, KNOWN)
     with contract.bridge.worker(pool="solo"):
-        [kept] = take(contract, 1)
-    assert bytes(kept.body) == b"5"
-    assert [acknowledged for _, acknowledged in written] == [False, False]
-    assert written[1][0] - written[0][0] > 0.4
+        # all that the worker may hold would be held by now
+        assert contract.tasks.note.delay(str(contract.path()), "after").get(timeout=20) == "after"
+        kept = lying(contract, 3)
+    assert {letter.body for letter in kept} == {b"5", b"6", b"7"}
+    assert {letter.reason for letter in kept} == {"malformed"}
+    assert all(letter.headers["task"] == NOTE for letter in kept)
+    assert min(written[3:]) - written[0] > 0.4
+
+
+def test_a_message_stays_with_its_worker_while_the_broker_takes_nothing(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not acknowledged until the broker has the copy."""
+    from qbridge.worker import dead_letters, resending
+
+    written: list[bool] = []
+    send_again = resending.send_again
+
+    def refuse_first(app: Any, message: Any, *args: Any, **options: Any) -> None:
+        written.append(message.acknowledged)
+        if len(written) <= 2:
+            raise OSError("the disk is full")
+        send_again(app, message, *args, **options)
+
+    monkeypatch.setattr(dead_letters, "send_again", refuse_first)
+    monkeypatch.setattr(resending, "send_again", refuse_first)
+    monkeypatch.setattr(dead_letters, "_AGAIN", 0.5)
+    send(contract, b"5", KNOWN)
+    with contract.bridge.worker(pool="solo"):
+        [kept] = lying(contract, 1)
+    assert kept.body == b"5"
+    assert written == [False] * 3

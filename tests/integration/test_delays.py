@@ -17,24 +17,7 @@ from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, WorkerProcess
 from qbridge.testing.waiting import wait_until
 
-BROKERS = ["rabbitmq", "redis", "embedded"]
 NOTE = "qbridge.testing.contract_app.tasks.note"
-
-
-@pytest.fixture(params=BROKERS)
-def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contract]:
-    """A bridge on a broker that nobody has used before, and no worker yet."""
-    results = f"sqlite:///{tmp_path / 'results.db'}"
-    if request.param == "embedded":
-        contract = Contract(f"embedded://{tmp_path / 'bridge.db'}", results, tmp_path)
-        yield contract
-        contract.close()
-        return
-    server = request.getfixturevalue(f"qbridge_{request.param}")
-    with server.heal().fresh() as url:
-        contract = Contract(url, results, tmp_path)
-        yield contract
-        contract.close()
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ from qbridge import (
     BrokerUnavailable,
     ConfigurationError,
     DatabaseResults,
+    DeadLetter,
+    DeadLetters,
+    DeadLetterUnknown,
     DuplicateTaskError,
     EmbeddedBroker,
     NoResults,
@@ -184,6 +187,18 @@ assert_type(result.retrying(), Retrying | None)
 result.revoke(terminate=True)
 result.forget()
 
+# -- dead letters
+
+assert_type(bridge.dead_letters, DeadLetters)
+assert_type(bridge.dead_letters.list("reports", limit=10, reason="exhausted"), list[DeadLetter])
+assert_type(bridge.dead_letters.get("id"), DeadLetter)
+assert_type(bridge.dead_letters.replay(["id"], rate=10), list[DeadLetter])
+assert_type(bridge.dead_letters.discard(queue="reports", task="shop.add"), list[DeadLetter])
+letter = bridge.dead_letters.get("id")
+assert_type(letter.body, bytes)
+assert_type(letter.at, datetime)
+bridge.dead_letters.list(reason="tired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
 # -- configuration
 
 BridgeConfig(
@@ -202,8 +217,9 @@ BridgeConfig(results=NoResults())
 # -- errors
 
 errors: list[type[QBridgeError]] = [
-    ArgumentsError, BatchError, BrokerUnavailable, ConfigurationError, DuplicateTaskError, PayloadError,
-    ResultsUnavailable, ResultTimeout, ResultUnknown, TaskFailed, TaskRevoked, UnknownQueueError, UnsupportedFeature,
+    ArgumentsError, BatchError, BrokerUnavailable, ConfigurationError, DeadLetterUnknown, DuplicateTaskError,
+    PayloadError, ResultsUnavailable, ResultTimeout, ResultUnknown, TaskFailed, TaskRevoked, UnknownQueueError,
+    UnsupportedFeature,
 ]  # fmt: skip
 
 # -- what must be refused

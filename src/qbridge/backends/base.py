@@ -7,6 +7,7 @@ say what that means to Celery. Adding a service means adding a room and one line
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from qbridge.backends.kept import KeptQueue
 from qbridge.backends.urls import mask_url
 from qbridge.exceptions import ConfigurationError
 
 __all__ = [
+    "HEADER_NOT_BEFORE",
     "Broker",
     "BrokerCapabilities",
     "Finding",
@@ -30,6 +33,9 @@ __all__ = [
     "Seconds",
     "need_driver",
 ]
+
+HEADER_NOT_BEFORE = "qbridge_not_before"
+"""Message header with the time until when a broker of ours keeps a message, in seconds since 1970."""
 
 Level = Literal["ok", "info", "warning", "error"]
 Priority = Literal["low", "normal", "high"]
@@ -213,6 +219,15 @@ class Broker(Room, frozen=True):
 
         Raises:
             UnsupportedFeature: if there are no priorities here; the message names the way.
+        """
+        raise NotImplementedError  # every room says its own
+
+    def kept_queue(self, connection: Any, name: str) -> AbstractContextManager[KeptQueue]:
+        """Open a queue of dead letters for reading, in a way that does not disturb it.
+
+        Args:
+            connection: a kombu connection to this broker that nobody else uses; it may not be connected yet.
+            name: of the queue; one that does not exist is empty.
         """
         raise NotImplementedError  # every room says its own
 

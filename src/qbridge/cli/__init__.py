@@ -20,6 +20,7 @@ _COMMANDS = {
     "check": "qbridge.cli.check",
     "tasks": "qbridge.cli.tasks",
     "queues": "qbridge.cli.queues",
+    "dead-letters": "qbridge.cli.dead_letters",
     "watch": "qbridge.cli.watch",
 }
 """Command → its module, in the order of the help; a module is imported when its command is asked for."""
@@ -32,7 +33,7 @@ class _Commands(PoliteGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         return command
 
 

@@ -24,7 +24,7 @@ __all__ = ["queues"]
     "--timeout", type=float, default=5.0, show_default=True, metavar="SECONDS", help="For the broker to answer."
 )
 def queues(app: str, as_json: bool, timeout: float) -> None:
-    """List the queues with what waits in them and who consumes.
+    """List the queues: what waits, who consumes, dead letters.
 
     What a broker does not tell is left out: Redis knows no consumers, AMQP does not tell what workers hold.
     """
@@ -36,7 +36,14 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
     for task in bridge.tasks.values():
         used_by.setdefault(task.queue, []).append(task.name)
     if as_json:
-        listed = [{**asdict(depth), "tasks": sorted(used_by.get(depth.name, []))} for depth in depths.queues]
+        listed = [
+            {
+                **asdict(depth),
+                "dead_letters": depths.dead.get(depth.name),
+                "tasks": sorted(used_by.get(depth.name, [])),
+            }
+            for depth in depths.queues
+        ]
         click.echo(json.dumps({"broker": broker.safe_url(), "queues": listed, "held": depths.held}, indent=2))
         return
     console = screen()
@@ -48,6 +55,8 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
         table.add_column("running", justify="right")
     if broker.kind != "redis":
         table.add_column("consumers", justify="right")
+    if depths.dead:
+        table.add_column("dead letters", justify="right")
     table.add_column("tasks", justify="right")
     table.add_column("")
     for depth in depths.queues:
@@ -56,6 +65,9 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
             cells.append(_number(depth.running))
         if broker.kind != "redis":
             cells.append(_number(depth.consumers))
+        if depths.dead:
+            dead = depths.dead.get(depth.name)
+            cells.append(Text(f"{dead:,}", style="bold red") if dead else _number(dead))
         stuck = depth.waiting and depth.consumers == 0
         note = "does not exist yet" if depth.waiting is None else "no worker consumes it" if stuck else ""
         style = "yellow" if stuck else "dim"

@@ -36,7 +36,7 @@ _MEANING = {
 @click.argument("task_id")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop watching then, with exit code 3.")
 def watch(app: str, task_id: str, timeout: float | None) -> None:
-    """Follow a task until it ends: its state, its progress, its result.
+    """Follow a task to its end: state, progress, result.
 
     Exit code: 0 if it succeeded, 1 if it failed or was revoked, 3 if it had not ended in time.
     """

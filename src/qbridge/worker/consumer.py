@@ -18,7 +18,9 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import ContentDisallowed, MessageStateError
 
-from qbridge.worker.dead_letters import DeadLetters, Reason
+from qbridge.dead_letters import Reason
+from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
+from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
 from qbridge.worker.pulse import Pulse
@@ -82,7 +84,7 @@ class BridgeConsumer(Consumer):
         kwargs.update(without_mingle=True, without_gossip=True)
         super().__init__(*args, **kwargs)
         self.strategies: Any = _Strategies(self)
-        self._dead_letters = DeadLetters(self)
+        self.dead_letters = DeadLetters(self)
         self.pulse: Pulse = Pulse()
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
@@ -166,6 +168,8 @@ class BridgeConsumer(Consumer):
                 return ending.hold(message)
             maybe_shutdown()  # several messages arrive at once, and the solo pool runs each of them here
             try:
+                if HEADER_DEAD_LETTER in (message.headers or ()):
+                    return self._bury(message)
                 self._screen(message)
                 if is_taken_over(message, self) or delays.put_back(message, guarded):
                     return None
@@ -179,8 +183,13 @@ class BridgeConsumer(Consumer):
         self._handle = guarded
         return guarded
 
-    def _kept(self, message: Any, reason: Reason, error: Exception) -> bool:
-        return self._dead_letters.keep(message, reason, error, self._handle)
+    def _bury(self, message: Any) -> None:
+        """Keep a message that was given up before, when the broker did not take its copy."""
+        if self._kept(message, "foreign", None):
+            message.ack_log_error(logger, self.connection_errors)
+
+    def _kept(self, message: Any, reason: Reason, error: Exception | None) -> bool:
+        return self.dead_letters.keep(message, reason, error, self._handle)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep a message whose body cannot be read, then go on as Celery does."""

@@ -17,6 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601
 
 from qbridge.backends.deadline import deadline
+from qbridge.worker.resending import PATIENCE, send_again
 
 __all__ = ["HELD", "Delays"]
 
@@ -25,13 +26,7 @@ logger = get_logger(__name__)
 HELD = 2.0
 """Seconds before its time for which a worker holds a task: RabbitMQ's delays are whole seconds, the rest is ours."""
 
-_PATIENCE = 5.0  # seconds for the broker to take the message back: the worker's loop waits
 _AGAIN = 5.0  # seconds until the next attempt to give it back
-
-_PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode", "message_id", "timestamp", "type", "app_id")
-
-# RabbitMQ drops a message that comes back to a queue of its ``x-death`` list: it takes the delay for a cycle.
-_NOT_SENT_AGAIN = ("x-death", "x-first-death-", "x-last-death-")
 
 
 class Delays:
@@ -70,11 +65,11 @@ class Delays:
         if ahead <= HELD or self._ends_anyway(headers):
             return False
         try:
-            with deadline(_PATIENCE):
+            with deadline(PATIENCE):
                 where = self._schedule_of(message, ahead)
             if where is None:
                 return False
-            self._send(message, {**headers, "eta": moment.isoformat()}, *where)
+            send_again(self._app, message, {**headers, "eta": moment.isoformat()}, *where)
         except Exception as error:  # noqa: BLE001 - it stays unacknowledged, whatever it was
             logger.warning(
                 "Cannot give the task %s[%s] back until it is due, trying again in %g s: %s",
@@ -116,19 +111,3 @@ class Delays:
         queue = self._app.amqp.queues.get(name) if name is not None else None
         delayed: tuple[str, str] | None = self._app.native_delays.route(queue, ahead) if queue is not None else None
         return delayed
-
-    def _send(self, message: Any, headers: Mapping[str, Any], exchange: str, routing_key: str) -> None:
-        properties = {name: message.properties[name] for name in _PROPERTIES if message.properties.get(name)}
-        body = message.body
-        with deadline(_PATIENCE), self._app.producer_or_acquire() as producer:
-            producer.publish(
-                bytes(body) if isinstance(body, memoryview) else body,
-                exchange=exchange,
-                routing_key=routing_key,
-                headers={name: value for name, value in headers.items() if not name.startswith(_NOT_SENT_AGAIN)},
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
-                confirm_timeout=_PATIENCE,
-                retry=False,
-                **properties,
-            )

@@ -38,6 +38,7 @@ class Worker:
         self.sent: list[dict[str, Any]] = []
         self.again: list[Any] = []
         self.error: Exception | None = None
+        self.max_payload_bytes: int | None = None
         self.timezone = UTC
         self.app = self
         self.connection = SimpleNamespace(transport=SimpleNamespace(driver_type="redis"))

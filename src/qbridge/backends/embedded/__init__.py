@@ -6,6 +6,7 @@ Importing this room loads neither kombu nor SQLite; the transport is named by st
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from qbridge.backends.base import Broker, BrokerCapabilities, Finding, Priority
 from qbridge.backends.embedded.address import DEFAULT_PATH, path_of, url_of
+from qbridge.backends.kept import KeptQueue
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["EmbeddedBroker"]
@@ -102,6 +104,11 @@ class EmbeddedBroker(Broker, frozen=True):
         server_version: tuple[int, ...] | None = None,
     ) -> int | None:
         return _PRIORITIES[level]
+
+    def kept_queue(self, connection: Any, name: str) -> AbstractContextManager[KeptQueue]:
+        from qbridge.backends.embedded.dead_letters import open_queue  # loads SQLite: not needed to configure
+
+        return open_queue(connection, name)
 
     def check(self, queues: Sequence[Any] = ()) -> Iterable[Finding]:
         from qbridge.backends.embedded.check import findings  # loads kombu and SQLite: not with the configuration

@@ -11,6 +11,7 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
+from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.embedded.store import Claim, Outgoing
 
 __all__ = ["open_up", "seal"]
@@ -49,10 +50,13 @@ def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Ou
 
 
 def _not_before(headers: dict[str, Any]) -> float | None:
-    """When a task may be handed out, by its header ``eta`` (task protocol 2), as UNIX time.
+    """When a message may be handed out, as UNIX time: a task by its header ``eta`` (task protocol 2).
 
     A time without a zone is the business of the app that reads it, one that cannot be read of the worker that says so.
     """
+    until = headers.get(HEADER_NOT_BEFORE)
+    if isinstance(until, int | float):  # of a message that a worker has put off, a task or not
+        return float(until)
     eta = headers.get("eta")
     if eta is None or "task" not in headers:
         return None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from qbridge.backends.base import Broker, BrokerCapabilities, Finding, Priority, Seconds
+from qbridge.backends.kept import KeptQueue
 from qbridge.backends.tls import TLS, OptionalTLS
 from qbridge.backends.urls import Address, address, join_url, refuse_query, split_url
 from qbridge.exceptions import ConfigurationError, UnsupportedFeature
@@ -262,6 +264,11 @@ class RabbitMQBroker(Broker, frozen=True):
             "Use a queue that has: QueueConfig(name, type='classic', max_priority=9); a queue that exists must be "
             "deleted first, its arguments cannot change.",
         )
+
+    def kept_queue(self, connection: Any, name: str) -> AbstractContextManager[KeptQueue]:
+        from qbridge.backends.rabbitmq.dead_letters import open_queue  # loads py-amqp: not needed to configure
+
+        return open_queue(connection, name)
 
     def check(self, queues: Sequence[Any] = (), *, plain: bool = False) -> Iterable[Finding]:
         """Look at the live server and say what is fine and what is not; changes nothing there.

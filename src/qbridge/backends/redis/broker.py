@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 
 from qbridge.backends.base import Broker, BrokerCapabilities, Finding, Priority, Seconds
+from qbridge.backends.kept import KeptQueue
 from qbridge.backends.redis.server import HEALTH_CHECK_INTERVAL, RedisServer, Sentinel, keepalive_options
 from qbridge.backends.tls import TLS
 
@@ -157,6 +159,11 @@ class RedisBroker(RedisServer, Broker, frozen=True):
         priorities. (kombu alone would take 0 first, and high last.)
         """
         return {"low": 3, "normal": None, "high": 9}[level]
+
+    def kept_queue(self, connection: Any, name: str) -> AbstractContextManager[KeptQueue]:
+        from qbridge.backends.redis.dead_letters import open_queue  # loads redis-py: not needed to configure
+
+        return open_queue(connection, name)
 
     def check(self, queues: Sequence[Any] = ()) -> Iterable[Finding]:
         from qbridge.backends.redis.check import check_broker  # loads redis-py: not needed to configure

@@ -205,7 +205,9 @@ class Claiming:
         # By the server's clock, which releases it: by another one it could go to and fro until both agree.
         due = None if queue in self._no_ack else eta_of(item)
         if due is not None and due - self._now <= SOON:
-            item["headers"]["eta"] = due = None
+            due = None
+            if "eta" in item["headers"]:
+                item["headers"]["eta"] = None
         if due is not None:  # of a plain sender, or of before there was a worker: the server keeps it, not this process
             number = self._get_message_priority(item, reverse=False)
             (key,) = self._keys(self._q_for_pri(queue, number))

@@ -19,7 +19,10 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-__all__ = ["CLAIM", "GIVE_BACK", "MOVE", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "Script"]
+__all__ = [
+    "CLAIM", "GIVE_BACK", "MOVE", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "TRANSFER",
+    "Script",
+]  # fmt: skip
 
 
 class Script:
@@ -105,6 +108,18 @@ end
 """
 )
 """Keys: list, wake, [lists that expire]. Args: message, [ms to expire]."""
+
+TRANSFER = Script(
+    _WAKE
+    + """
+if not redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
+wake(KEYS[3])  -- first, as above
+redis.call('LPUSH', KEYS[2], ARGV[2])
+redis.call('LREM', KEYS[1], -1, ARGV[1])
+return 1
+"""
+)
+"""Keys: list, list that it goes to, its wake. Args: item of the list, what it becomes. Answers: 1 if it was there."""
 
 SCHEDULE = Script("""
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])

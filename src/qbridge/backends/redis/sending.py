@@ -13,6 +13,7 @@ from typing import Any
 from kombu.utils.json import dumps
 from redis.exceptions import NoPermissionError, ResponseError
 
+from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.redis import scripts
 
 __all__ = ["SOON", "Sending", "eta_of"]
@@ -113,6 +114,9 @@ class Sending:
 def eta_of(message: Any) -> float | None:
     """When a task's message is to be run, in seconds since 1970; None: at any time."""
     headers = message.get("headers")
+    until = headers.get(HEADER_NOT_BEFORE) if isinstance(headers, dict) else None
+    if isinstance(until, int | float):  # of a message that a worker has put off, a task or not
+        return float(until)
     eta = headers.get("eta") if isinstance(headers, dict) and "task" in headers else None
     if not isinstance(eta, str):
         return None

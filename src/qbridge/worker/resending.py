@@ -1,0 +1,161 @@
+"""How does a worker send a message again that it has received: its body untouched, confirmed before the old one goes?
+
+It goes to the broker's schedule, to the dead letters, or back to its queue with what was learnt in its headers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kombu.entity import Queue
+
+from qbridge.backends.base import HEADER_NOT_BEFORE
+from qbridge.backends.deadline import deadline
+from qbridge.dead_letters.letter import HEADER_LOSSES
+
+__all__ = ["PATIENCE", "headers_of", "losses_of", "put_off", "queue_of", "raw_body", "send_again"]
+
+PATIENCE = 5.0
+"""Seconds for the broker to take a message: the worker's loop waits."""
+
+# Not ``expiration``: a message that is given back or kept does not vanish from there.
+_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "timestamp", "type", "app_id")
+
+# RabbitMQ drops a message that comes back to a queue of its ``x-death`` list: it takes the delay for a cycle.
+# What it has counted begins anew with each message.
+_NOT_SENT_AGAIN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+
+
+def headers_of(message: Any) -> Mapping[str, Any]:
+    """Return the headers of a message; empty where somebody put something else in their place."""
+    headers = message.headers
+    return headers if isinstance(headers, Mapping) else {}
+
+
+def queue_of(consumer: Any, message: Any) -> str:
+    """Return the name of the queue that a message was taken from.
+
+    Args:
+        consumer: the worker's.
+        message: as it was received.
+    """
+    info, queues = message.delivery_info, consumer.app.amqp.queues
+    tags: Mapping[str, str] = consumer.task_consumer._active_tags
+    key = info.get("routing_key")
+    for name, tag in tags.items():
+        if tag == info.get("consumer_tag"):
+            return name
+    if key in tags or key in queues:
+        return str(key)
+    here = (info.get("exchange"), key)
+    named = (name for name in tags if (queue := queues[name]) and (queue.exchange.name, queue.routing_key) == here)
+    return next(named, str(consumer.app.conf.task_default_queue))
+
+
+def losses_of(message: Any) -> int:
+    """Return how many workers or processes were lost with a message, as far as brokers count that.
+
+    Redis and the embedded broker count the deaths of whoever held it, RabbitMQ every return to a quorum queue. What
+    was counted before the message was last sent again is in a header.
+
+    Args:
+        message: as it was received.
+    """
+    headers = headers_of(message)
+    counted = message.delivery_info.get("loss_count")
+    if counted is None:
+        counted = headers.get("x-delivery-count")
+    return sum(number for number in (counted, headers.get(HEADER_LOSSES)) if isinstance(number, int) and number > 0)
+
+
+def raw_body(message: Any) -> bytes:
+    """Return the bytes of a body; py-amqp has made text of them where it knew the encoding."""
+    body = message.body
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    if not isinstance(body, str):
+        return b"" if body is None else json.dumps(body, default=repr).encode()
+    try:
+        return body.encode(message.content_encoding or "utf-8")
+    except (LookupError, UnicodeError):
+        return body.encode("utf-8", "surrogatepass")
+
+
+def send_again(
+    app: Any,
+    message: Any,
+    headers: Mapping[str, Any],
+    exchange: str,
+    routing_key: str,
+    *,
+    declare: Iterable[Queue] = (),
+    **properties: Any,
+) -> None:
+    """Publish what was received, and wait for the broker to confirm it.
+
+    Args:
+        app: the bridge's.
+        message: as it was received.
+        headers: that it has from now on.
+        exchange: where it goes.
+        routing_key: likewise.
+        declare: what has to be there.
+        properties: other than the message's; None: without.
+
+    Raises:
+        Exception: whatever the broker or the way to it does.
+    """
+    kept = {name: message.properties[name] for name in _PROPERTIES if message.properties.get(name)} | properties
+    with deadline(PATIENCE), app.producer_or_acquire() as producer:
+        limit = producer.max_payload_bytes
+        producer.max_payload_bytes = None  # the broker has the message already
+        try:
+            producer.publish(
+                raw_body(message),
+                exchange=exchange,
+                routing_key=routing_key,
+                declare=list(declare),
+                headers={name: value for name, value in headers.items() if not str(name).startswith(_NOT_SENT_AGAIN)},
+                # without one kombu would make JSON of the body
+                content_type=message.content_type or "application/data",
+                content_encoding=message.content_encoding or "binary",
+                delivery_mode=2,
+                confirm_timeout=PATIENCE,
+                retry=False,
+                **{name: value for name, value in kept.items() if value is not None},
+            )
+        finally:
+            producer.max_payload_bytes = limit
+
+
+def put_off(consumer: Any, message: Any, seconds: float, headers: Mapping[str, Any]) -> bool:
+    """Send a message to its own queue again, to arrive after a while: on the broker's time, and in nobody's way.
+
+    Args:
+        consumer: the worker's.
+        message: as it was received; it is up to the caller to acknowledge it.
+        seconds: from now; RabbitMQ counts whole ones.
+        headers: that it has from now on.
+
+    Returns:
+        False if this queue knows no delays: nothing was sent then.
+
+    Raises:
+        Exception: whatever the broker or the way to it does.
+    """
+    app, name = consumer.app, queue_of(consumer, message)
+    headers = {HEADER_LOSSES: losses_of(message), **headers}
+    if consumer.connection.transport.driver_type != "amqp":
+        send_again(app, message, {**headers, HEADER_NOT_BEFORE: round(time.time() + seconds, 3)}, "", name)
+        return True
+    known = dict(app.amqp.queues)  # asked for another name it would make a queue
+    queue = known.get(name)
+    with deadline(PATIENCE):
+        where = None if queue is None else app.native_delays.route(queue, seconds)
+    if where is None:
+        return False
+    send_again(app, message, headers, *where)
+    return True

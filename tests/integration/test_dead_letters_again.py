@@ -1,0 +1,148 @@
+"""What can be done with dead letters: looked at without a trace, sent again, thrown away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+from celery.exceptions import NotRegistered
+
+from qbridge import BrokerUnavailable, ConfigurationError, DeadLetterUnknown, UnknownQueueError
+from qbridge.testing.contracts.kit import Contract
+from qbridge.testing.waiting import wait_until
+
+
+def buried(contract: Contract, *bodies: bytes) -> None:
+    """Make dead letters of messages that no producer makes, one after the other."""
+    queue = contract.bridge.celery.amqp.queues["default"]
+    with contract.bridge.celery.producer_or_acquire() as producer:
+        for number, body in enumerate(bodies):
+            producer.publish(
+                body, exchange=queue.exchange, routing_key="default", declare=[queue],
+                headers={"task": "a.task" if number % 2 else "b.task", "id": f"id-{number}"},
+                content_type="application/json", content_encoding="binary", confirm_timeout=5,
+            )  # fmt: skip
+    with contract.bridge.worker(pool="solo", queues=["default"]):
+        wait_until(
+            lambda: len(contract.bridge.dead_letters.list("default")) == len(bodies), 20, what="the dead letters"
+        )
+
+
+def waiting(contract: Contract) -> int:
+    """How many dead letters the broker has ready."""
+    app = contract.bridge.celery
+    with app.connection_for_read() as connection:
+        if contract.broker == "redis":
+            return int(connection.default_channel._size("default.dead"))
+        return int(connection.default_channel.queue_declare("default.dead", passive=True).message_count)
+
+
+def test_looking_leaves_no_trace(contract: Contract) -> None:
+    """The order stays, all of them stay, each reader sees all, and what is asked for is what comes."""
+    box = contract.bridge.dead_letters
+    assert box.list() == []
+    buried(contract, *(b"%d" % number for number in range(7)))
+    bodies = [b"%d" % number for number in range(7)]
+    assert [letter.body for letter in box.list("default")] == bodies
+    assert [letter.body for letter in box.list("default", limit=3)] == bodies[:3]
+    assert [letter.body for letter in box.list(task="a.task")] == bodies[1::2]
+    assert box.list(reason="exhausted") == box.list("slow") == []
+    seen: list[list[bytes]] = []
+    readers = [
+        threading.Thread(target=lambda: seen.append([letter.body for letter in box.list(limit=None)])) for _ in range(3)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert seen == [bodies] * 3
+    for letter in box.list():
+        assert box.get(letter.id) == letter
+        assert "body" not in repr(letter)
+    assert [letter.id for letter in asyncio.run(box.alist())] == [letter.id for letter in box.list()]
+    assert waiting(contract) == 7
+    with pytest.raises(DeadLetterUnknown):
+        box.get("nobody")
+    with pytest.raises(UnknownQueueError, match="default"):
+        box.list("defautl")
+
+
+def test_what_is_thrown_away_is_gone_and_nothing_else(contract: Contract) -> None:
+    """By id, by filter, some or all; nothing without a word about which."""
+    box = contract.bridge.dead_letters
+    buried(contract, *(b"%d" % number for number in range(6)))
+    second = box.list()[1]
+    assert [letter.id for letter in box.discard(second.id)] == [second.id]
+    assert box.discard([second.id, "nobody"]) == []
+    assert [letter.body for letter in box.list()] == [b"0", b"2", b"3", b"4", b"5"]
+    assert [letter.body for letter in box.discard(task="a.task", limit=1)] == [b"3"]
+    with pytest.raises(ConfigurationError):
+        box.discard()
+    assert len(box.discard(queue="default")) == 4
+    assert box.list() == []
+    assert waiting(contract) == 0
+
+
+def test_a_task_that_was_unknown_is_replayed_after_the_deploy(contract: Contract) -> None:
+    """It keeps its id, its headers and its body, and the caller of then gets the result."""
+    bridge = contract.bridge
+    first = bridge.send("deployed.later", (20,), headers={"tenant": "a"}, task_id="of-then")
+    second = bridge.send("deployed.later", (21,))
+    with bridge.worker(pool="thread", concurrency=1):
+        with pytest.raises((NotRegistered, Exception), match=r"deployed\.later"):
+            second.get(timeout=20)
+        wait_until(lambda: len(bridge.dead_letters.list()) == 2, 20, what="the dead letters")
+    letters = bridge.dead_letters.list()
+    assert {(letter.reason, letter.task, letter.task_id) for letter in letters} == {
+        ("unknown_task", "deployed.later", result.id) for result in (first, second)
+    }
+
+    @bridge.task(name="deployed.later", context=True)
+    def later(ctx: Any, number: int) -> dict[str, Any]:
+        return {"number": number + 1, "id": ctx.task_id, "attempt": ctx.attempt, "tenant": ctx.headers.get("tenant")}
+
+    began = time.monotonic()
+    assert len(bridge.dead_letters.replay(task="deployed.later", rate=2)) == 2
+    assert time.monotonic() - began > 0.45
+    assert bridge.dead_letters.replay([letter.id for letter in letters]) == []
+    assert bridge.dead_letters.list() == []
+    with bridge.worker(pool="thread", concurrency=1):
+        told = {"number": 21, "id": "of-then", "attempt": 1, "tenant": "a"}
+        assert bridge.result("of-then", dict).get(timeout=20) == told
+        wait_until(lambda: bridge.result(second.id).state == "SUCCESS", 20, what="the second result")
+    assert waiting(contract) == 0
+
+
+def test_a_letter_that_the_broker_does_not_take_back_stays(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that fails half-way has sent those before, and lost none."""
+    bridge = contract.bridge
+    buried(contract, b"1", b"2", b"3")
+    room = type(bridge.config.broker)
+    opened = room.kept_queue
+
+    def fails_at_the_second(self: Any, connection: Any, name: str) -> Any:
+        from contextlib import contextmanager
+
+        @contextmanager
+        def opening() -> Any:
+            with opened(self, connection, name) as queue:
+                send = queue.send
+
+                def refuse(kept: Any, *args: Any) -> bool:
+                    if kept.body == b"2":
+                        raise OSError("the disk is full")
+                    return bool(send(kept, *args))
+
+                queue.send = refuse
+                yield queue
+
+        return opening()
+
+    monkeypatch.setattr(room, "kept_queue", fails_at_the_second)
+    with pytest.raises(BrokerUnavailable, match="disk is full"):
+        bridge.dead_letters.replay(queue="default")
+    assert [letter.body for letter in bridge.dead_letters.list()] == [b"2", b"3"]
+    assert contract.depth("default") == 1
