@@ -328,13 +328,21 @@ class BridgeCelery(Celery):
             eta = datetime.now(UTC) + timedelta(seconds=float(options["countdown"]))
         elif eta.tzinfo is None:
             eta = eta.replace(tzinfo=self.timezone)
-        delay = (eta - datetime.now(UTC)).total_seconds()
         options.pop("countdown", None)
         options["eta"] = eta
-        if self.native_delays.prepare(delay):
-            # Celery refuses less than a second there; the worker waits, by the header.
-            del options["eta"]
-            options["headers"] = {**(options.get("headers") or {}), "eta": eta.isoformat()}
+        if not self.native_delays.prepare(_seconds_until(eta)) and not self.native_delays.in_use:
+            return
+        # Celery counts the seconds from the ETA once more, and refuses less than one: they may have become less while
+        # the delays were declared. So it is given what is left now, and the ETA as the header that the worker reads.
+        del options["eta"]
+        options["headers"] = {**(options.get("headers") or {}), "eta": eta.isoformat()}
+        left = _seconds_until(eta)
+        if left >= 1:
+            options["countdown"] = left
+
+
+def _seconds_until(moment: datetime) -> float:
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 def _place_of(app: BridgeCelery) -> tuple[str, str] | None:

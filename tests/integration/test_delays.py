@@ -15,6 +15,7 @@ from kombu import Exchange, Queue
 
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, WorkerProcess
+from qbridge.testing.servers import RabbitMQServer
 from qbridge.testing.waiting import wait_until
 
 NOTE = "qbridge.testing.contract_app.tasks.note"
@@ -106,3 +107,25 @@ def test_a_plain_producers_eta_goes_back_to_the_broker(contract: Contract, plain
     [(_, when, _)] = runs(near)
     assert due - 0.01 <= when < due + 2
     assert runs(far) == []
+
+
+def test_a_second_may_pass_before_a_delayed_task_is_sent(
+    qbridge_rabbitmq: RabbitMQServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Declaring the delays may take longer than the delay is; a retry that Celery refuses then would be lost."""
+    with qbridge_rabbitmq.heal().fresh() as url:
+        contract = Contract(url, f"sqlite:///{tmp_path / 'results.db'}", tmp_path)
+        delays, path = contract.bridge.celery.native_delays, contract.path()
+        declare = delays.declare
+
+        def slowly() -> None:
+            declare()
+            time.sleep(0.4)
+
+        monkeypatch.setattr(delays, "declare", slowly)
+        with contract.worker_of("default", pool="solo"):
+            due = time.time() + 1.2
+            assert contract.tasks.note.using(countdown=1.2).delay(str(path)).get(timeout=20) == ""
+        contract.close()
+    [(_, when, _)] = runs(path)
+    assert due - 0.01 <= when

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ import redis
 from qbridge import BatchError, Bridge, BridgeConfig, BrokerUnavailable, ResultsUnavailable, ResultTimeout
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, unblocked
+from qbridge.testing.proxy import TcpProxy
 from qbridge.testing.waiting import wait_until
 
 PUBLISH_TIMEOUT = 2.0
@@ -206,6 +208,25 @@ def test_a_send_to_a_frozen_broker_says_that_it_may_have_arrived(broker: str, re
                 server.heal()
             assert caught.value.may_have_arrived
             assert "while-frozen" in received_ids(url)
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_a_send_whose_answer_was_lost_says_that_it_may_have_arrived(
+    broker: str, request: pytest.FixtureRequest
+) -> None:
+    """Also if the broker could not be reached any more when it was tried again: that is the last failure, not all."""
+    server = request.getfixturevalue(f"qbridge_{broker}")
+    with server.heal().fresh() as url, TcpProxy.to(url) as proxy:
+        bridge, add = make_bridge(proxy.url(url), "disabled://")
+        with bridge:
+            add.delay(1, 2)
+            proxy.stall()
+            dying = threading.Timer(0.5, proxy.refuse)
+            dying.start()
+            with pytest.raises(BrokerUnavailable) as caught:
+                add.delay(3, 4)
+            dying.join()
+            assert caught.value.may_have_arrived
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])

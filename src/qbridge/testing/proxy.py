@@ -44,6 +44,7 @@ class TcpProxy:
         self._target = (host, port)
         self._lock = threading.Lock()
         self._pipes: dict[socket.socket, _Pipe] = {}
+        self._lost: list[socket.socket] = []
         self._stalled = False
         self._refusing = False
         self._delay = 0.0
@@ -113,6 +114,21 @@ class TcpProxy:
             self._stalled = True
         self._wake()
 
+    def lose(self) -> int:
+        """Forget every connection without a word: no byte, FIN or RST passes on it any more; new ones are forwarded.
+
+        It is what a firewall or a lost machine does: each end goes on believing in the other.
+
+        Returns:
+            How many were lost.
+        """
+        with self._lock:
+            lost = len(self._pipes) // 2
+            self._lost += self._pipes
+            self._pipes.clear()
+        self._wake()
+        return lost
+
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data for so many seconds, in both directions, until ``delay(0)``."""
         with self._lock:
@@ -134,7 +150,7 @@ class TcpProxy:
         self._wake()
         self._thread.join(10)
         self.cut()
-        for end in (self._listener, self._wake_up, self._woken):
+        for end in (*self._lost, self._listener, self._wake_up, self._woken):
             end.close()
 
     def __enter__(self) -> Self:

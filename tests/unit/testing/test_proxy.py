@@ -160,6 +160,19 @@ def test_a_stalled_connection_can_be_cut(proxy: TcpProxy, client: socket.socket)
         client.recv(1)
 
 
+def test_a_lost_connection_is_never_heard_of_again(proxy: TcpProxy, client: socket.socket) -> None:
+    """Neither a byte nor an end passes on it, while the next connection works: a cut without a reset."""
+    exchange(client, b"hello")
+    assert 1 == proxy.lose()
+    client.sendall(b"into the void")
+    client.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    with socket.create_connection((proxy.host, proxy.port), 5) as again:
+        assert b"again" == exchange(again, b"again")
+    assert 1 == proxy.connections
+
+
 def test_delay_holds_back_each_way(proxy: TcpProxy, client: socket.socket) -> None:
     """A round trip takes at least twice the delay, and none after it was taken away."""
     proxy.delay(0.1)

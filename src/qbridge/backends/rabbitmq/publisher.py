@@ -105,6 +105,9 @@ class ConfirmChannel:
                 # answers that come late would be taken for those to the next messages
                 self.amqp.collect()
                 raise NotConfirmed(f"{len(unconfirmed)} message(s) not confirmed in time", True, unconfirmed) from None
+            except Exception as error:
+                error.__dict__["may_have_arrived"] = True  # the connection broke, and the answer was lost with it
+                raise
         if self.returned:
             returned, self.returned = self.returned, {}
             reason = next(iter(returned.values()))

@@ -1,0 +1,242 @@
+"""How is one cell run? Servers, workers and sender are started, the story happens, and the evidence is gathered."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.faults.cells import Cell
+from bench.faults.fleet import Fleet
+from bench.faults.judge import Evidence, Happened, Verdict, judge, runs_of
+from bench.faults.place import Place
+from bench.faults.recorder import RunLog, pid_of
+from bench.faults.story import Event, Story
+from bench.faults.submit import read_sent
+from bench.faults.work import RUNS
+from qbridge.testing.servers import RabbitMQServer
+from qbridge.testing.servers.process import ChildProcess
+
+__all__ = ["Load", "run"]
+
+_ROOT = Path(__file__).parents[2]
+_LOOK = 0.05
+"""Seconds between two looks at which processes live."""
+_BACKLOG = 250
+"""Calls that are sent and have not run, beyond which the sender waits while the workers get on with them."""
+_QUIET = 16.0
+"""Seconds in which nothing happens any more, after which what has not run will not: above every lease and delay."""
+_LATELY = 6.0
+"""Seconds before the last send in which a worker that does not stand still begins a task."""
+_LATEST = 120.0
+"""Seconds after the last send until which everything must have run, whatever still happens."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a cell is run with.
+
+    Args:
+        tasks: calls to send.
+        rate: calls a second.
+        seed: of all that is random.
+        quiet: seconds in which nothing happens, after which the run is over.
+    """
+
+    tasks: int
+    rate: float
+    seed: int
+    quiet: float = _QUIET
+
+
+class _Watch:
+    """A thread that looks which processes live, which calls are done, and whether the sender should wait."""
+
+    def __init__(self, folder: Path, log: RunLog, fleet: Fleet) -> None:
+        self._folder = folder
+        self._log = log
+        self._fleet = fleet
+        self._alive: dict[int, float] = {}
+        self.last_seen: dict[int, float] = {}
+        self.lock = threading.Lock()
+        self._ending = threading.Event()
+        self._progress: deque[tuple[float, int]] = deque(maxlen=40)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        turn = 0
+        while not self._ending.wait(_LOOK):
+            self._look_at_processes()
+            turn += 1
+            if turn % 4 == 0:
+                with self.lock:
+                    self._log.look()
+                self._hold()
+
+    def _look_at_processes(self) -> None:
+        now = time.monotonic()
+        for path in list(self._log.lines):
+            pid = pid_of(path)
+            if pid not in self.last_seen:
+                if _lives(pid):
+                    self._alive[pid] = now
+                else:
+                    self.last_seen[pid] = self._alive.get(pid, 0.0)
+
+    def _hold(self) -> None:
+        now, done = time.monotonic(), len(self._log.done)
+        self._progress.append((now, done))
+        confirmed = sum(sent.outcome == "C" for sent in read_sent(self._folder / "sent.log"))
+        gets_on = any(at > now - 3 and before < done for at, before in self._progress)
+        hold = self._folder / "hold"
+        if gets_on and confirmed - done > _BACKLOG:
+            hold.touch()
+        else:
+            hold.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def run(cell: Cell, story: Story, load: Load, folder: Path, rabbitmq: RabbitMQServer | None = None) -> Verdict:
+    """Run a cell.
+
+    Args:
+        cell: which.
+        story: what happens in it.
+        load: what is sent.
+        folder: an empty one, for its files.
+        rabbitmq: a private server to use; None: one of its own.
+
+    Returns:
+        What became of the calls.
+    """
+    (folder / "runs").mkdir()
+    with Place(cell, folder, rabbitmq) as place:
+        fleet = Fleet(cell, _environment(cell, place, folder, place.url_of_workers), folder)
+        log = RunLog(folder / "runs")
+        try:
+            fleet.start(story.workers)
+            watch = _Watch(folder, log, fleet)
+            try:
+                happened, still = _tell(cell, place, fleet, log, watch, story, load, folder)
+            finally:
+                watch.close()
+        finally:
+            fleet.end()
+        ended = time.monotonic()
+        time.sleep(_LOOK)
+        log.look()
+        left, dead = place.left()
+        sends = read_sent(folder / "sent.log")
+        runs = runs_of(log.lines, watch.last_seen, ended)
+        stored = place.stored([sent.number for sent in sends])
+    (folder / "happened.json").write_text(json.dumps([[h.act, h.began, h.ended, sorted(h.pids)] for h in happened]))
+    return judge(Evidence(sends, runs, happened, left, dead, stored, still, fleet.fell))
+
+
+def _environment(cell: Cell, place: Place, folder: Path, broker: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("QBRIDGE_", "CELERY_"))}
+    return {
+        **kept,
+        "FAULTS_SYSTEM": cell.system,
+        "FAULTS_BROKER": broker,
+        "FAULTS_RESULTS": place.results_url,
+        "FAULTS_POOL": cell.pool,
+        "FAULTS_CONCURRENCY": "1",
+        RUNS: str(folder / "runs"),
+    }
+
+
+def _tell(
+    cell: Cell, place: Place, fleet: Fleet, log: RunLog, watch: _Watch, story: Story, load: Load, folder: Path
+) -> tuple[list[Happened], int]:
+    told = {"system": cell.system, "folder": str(folder), "tasks": load.tasks, "rate": load.rate, "seed": load.seed}
+    sender = ChildProcess(
+        [sys.executable, "-m", "bench.faults.submit", json.dumps(told)],
+        log=folder / "sender.txt",
+        env=_environment(cell, place, folder, place.url_of_sender),
+        cwd=_ROOT,
+    )
+    try:
+        while not read_sent(folder / "sent.log") and sender.exit_code() is None:
+            time.sleep(_LOOK)
+        began, shift = time.monotonic(), 0.0
+        happened: list[Happened] = []
+        for event in story.events:
+            while time.monotonic() < began + shift + event.at:
+                fleet.supervise()
+                time.sleep(_LOOK)
+            one = _do(event, place, fleet, log, watch)
+            happened.append(one)
+            if event.act == "start_broker":  # it takes seconds, in which nothing else could happen
+                shift += one.ended - one.began
+        still = _drain(began + shift + story.length, sender, fleet, log, watch, load, folder)
+        if sender.exit_code() not in (0, None):
+            raise RuntimeError(f"the sender of {cell} failed:\n{sender.tail()}")
+    finally:
+        sender.kill()
+    return happened, still
+
+
+def _do(event: Event, place: Place, fleet: Fleet, log: RunLog, watch: _Watch) -> Happened:
+    began = time.monotonic()
+    pids: frozenset[int] = frozenset()
+    if event.act == "kill_child":
+        with watch.lock:
+            log.look()
+            busy = log.busy()
+        pids = fleet.kill_child(event.worker, busy)
+    elif hasattr(fleet, event.act):
+        pids = getattr(fleet, event.act)(event.worker)
+    else:
+        getattr(place, event.act)()
+    return Happened(event.act, began, time.monotonic(), pids)
+
+
+def _drain(
+    until: float, sender: ChildProcess, fleet: Fleet, log: RunLog, watch: _Watch, load: Load, folder: Path
+) -> int:
+    """Wait until everything has run, or nothing happens any more; return how many workers stood still at the end."""
+    seen, changed, sent_at = 0, time.monotonic(), 0.0
+    while True:
+        fleet.supervise()
+        time.sleep(_LOOK * 4)
+        now = time.monotonic()
+        with watch.lock:
+            total, done = log.total, set(log.done)
+        if total != seen:
+            seen, changed = total, now
+        if now < until or sender.exit_code() is None:
+            sent_at = now
+            if now > until + 300:
+                break  # a sender that a broker keeps waiting for ever
+            continue
+        confirmed = {sent.number for sent in read_sent(folder / "sent.log") if sent.outcome == "C"}
+        if confirmed <= done or now - changed > load.quiet or now - sent_at > _LATEST:
+            break
+    with watch.lock:
+        log.look()
+    return _standing_still(fleet, log, sent_at)
+
+
+def _standing_still(fleet: Fleet, log: RunLog, sent_at: float) -> int:
+    """Workers that consumed while the last tasks came, and began none of them."""
+    began = sent_at - _LATELY
+    lately = {pid_of(path) for path, lines in log.lines.items() if any(line.at > began for line in lines[-100:])}
+    long_ago = time.monotonic() - began + 1
+    return sum(not tree & lately for place, tree in enumerate(fleet.trees()) if fleet.consumes_for(place) > long_ago)

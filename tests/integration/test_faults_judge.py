@@ -1,0 +1,131 @@
+"""Does the judge of the fault table see a lost, a doubled, a concurrent, a stuck task in made-up evidence?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.faults.cells import Cell, all_cells
+from bench.faults.judge import Evidence, Happened, Run, judge, runs_of
+from bench.faults.recorder import Line, Recorder, RunLog
+from bench.faults.story import story
+from bench.faults.submit import Sent
+from bench.faults.table import HEADER, cells_of, write
+from bench.faults.workload import numbers_in, task_id, workload
+
+
+def ran(number: int, began: float, until: float, mark: str = "E", *, attempt: int = 1, pid: int = 1) -> Run:
+    """A run that ended, or (without a mark) whose process was last seen alive then."""
+    return Run(number, attempt, pid, began, until if mark else None, mark, until)
+
+
+def sent(*numbers: int, at: float = 0.0) -> list[Sent]:
+    return [Sent("C", number, at) for number in numbers]
+
+
+def test_a_task_that_ran_once_is_executed_and_nothing_else() -> None:
+    """The ordinary case, a retry included."""
+    verdict = judge(Evidence(sent(1, 2), [ran(1, 1, 2), ran(2, 1, 2, "R"), ran(2, 3, 4, attempt=2)]))
+    assert {1, 2} == verdict.executed == verdict.confirmed
+    assert not verdict.lost | verdict.stuck | verdict.twice | verdict.concurrently | verdict.again
+
+
+def test_a_confirmed_task_that_is_nowhere_is_lost() -> None:
+    """Whether it never ran, was cut short, or failed without its next attempt; one that was not confirmed is not."""
+    sends = [*sent(1, 2, 3), Sent("R", 4, 0.0), Sent("U", 5, 0.0)]
+    verdict = judge(Evidence(sends, [ran(2, 1, 2, ""), ran(3, 1, 2, "R")]))
+    assert {1, 2, 3} == verdict.lost
+
+
+def test_a_task_that_is_still_in_the_broker_is_stuck_and_not_lost() -> None:
+    """A copy of one that has run is neither."""
+    verdict = judge(Evidence(sent(1, 2), [ran(2, 1, 2)], left=frozenset({1, 2})))
+    assert {1} == verdict.stuck
+    assert not verdict.lost
+
+
+def test_a_dead_letter_is_neither_lost_nor_stuck() -> None:
+    """It is where it was said to be."""
+    verdict = judge(Evidence(sent(1), [], dead=frozenset({1}), left=frozenset({1})))
+    assert {1} == verdict.dead
+    assert not verdict.lost | verdict.stuck
+
+
+def test_two_ends_of_an_attempt_are_executed_twice() -> None:
+    """One that was cut short and begun again was executed once."""
+    runs = [ran(1, 1, 2), ran(1, 3, 4), ran(2, 1, 2, "", pid=2), ran(2, 3, 4), ran(3, 1, 2, "R"), ran(3, 3, 4, "R")]
+    verdict = judge(Evidence(sent(1, 2, 3), runs))
+    assert {1, 3} == verdict.twice
+    assert {2} == verdict.again
+    assert not verdict.concurrently
+
+
+def test_runs_that_overlap_are_concurrent() -> None:
+    """Also if the first was cut short: it went on until its process was last seen alive."""
+    runs = [ran(1, 1, 3), ran(1, 2, 4), ran(2, 1, 3, "", pid=2), ran(2, 2, 4), ran(3, 1, 2, "", pid=2), ran(3, 2, 4)]
+    assert {1, 2} == judge(Evidence(sent(1, 2, 3), runs)).concurrently
+
+
+def test_a_send_that_was_refused_must_not_run() -> None:
+    """The sender was told that it had not arrived."""
+    verdict = judge(Evidence([Sent("R", 1, 0.0), Sent("U", 2, 0.0)], [ran(1, 1, 2), ran(2, 1, 2)]))
+    assert {1} == verdict.refused_and_ran
+    assert {2} == verdict.uncertain
+
+
+def test_an_executed_task_without_a_result_is_seen() -> None:
+    """Where results can be read."""
+    evidence = Evidence(sent(1, 2), [ran(1, 1, 2), ran(2, 1, 2)], stored=frozenset({2}))
+    assert frozenset({1}) == judge(evidence).no_result
+
+
+def test_time_to_resume_after_a_death_is_that_of_the_next_run() -> None:
+    """Of all calls that ran in the dead, the longest; an outage in between does not count."""
+    happened = [
+        Happened("kill_worker", 10, 10, frozenset({7})),
+        Happened("freeze_broker", 11, 11),
+        Happened("thaw_broker", 41, 41),
+    ]
+    runs = [ran(1, 9, 10, "", pid=7), ran(1, 12, 13, pid=8), ran(2, 9, 10, "", pid=7), ran(2, 43, 44, pid=8)]
+    assert 3.0 == judge(Evidence(sent(1, 2), runs, happened)).resume["worker"]
+
+
+def test_time_to_resume_after_an_outage_is_that_of_the_first_new_task() -> None:
+    """One that was fetched before proves nothing."""
+    happened = [Happened("kill_broker", 10, 10), Happened("start_broker", 12, 14)]
+    runs = [ran(1, 14.5, 15), ran(2, 17, 18)]
+    assert 3.0 == judge(Evidence([*sent(1, at=9), *sent(2, at=15)], runs, happened)).resume["broker"]
+
+
+def test_what_a_process_wrote_is_read_back(tmp_path: Path) -> None:
+    """While it grows; a run without an end goes on until its process was last seen."""
+    recorder, log = Recorder(tmp_path), RunLog(tmp_path)
+    with recorder.run(3, 1):
+        log.look()
+        assert log.busy()
+        assert not log.done
+    log.look()
+    assert {3} == log.done
+    assert not log.busy()
+    open_run = Line("B", 4, 1, 0, 5.0)
+    (run,) = runs_of({Path("17-1.log"): [open_run]}, {17: 6.0}, 99.0)
+    assert (6.0, None) == (run.until, run.ended)
+
+
+def test_a_story_and_a_workload_are_the_same_for_each_system_and_seed() -> None:
+    """So that the rows of the table can be compared; ids are found again in whatever a broker keeps."""
+    ours, theirs = Cell("qbridge", "redis", "redis", "process"), Cell("celery", "redis", "redis", "process")
+    assert story(ours, 5) == story(theirs, 5) != story(ours, 6)
+    assert 20 == sum(event.act in ("kill_worker", "kill_parent") for event in story(ours, 5).events)
+    assert list(workload(100, 5)) == list(workload(100, 5)) != list(workload(100, 6))
+    assert {3, 999_999} == numbers_in(f'["{task_id(3)}", {{"root_id": "{task_id(999_999)}"}}]'.encode())
+
+
+def test_a_row_takes_the_place_of_the_cell_s_former_one(tmp_path: Path) -> None:
+    """So that cells can be run again one by one."""
+    one, other, *_ = all_cells()
+    verdict = judge(Evidence(sent(1, 2), [ran(1, 1, 2), ran(2, 1, 2)]))
+    for cell in (one, other, one):
+        write(tmp_path / "table.csv", [cells_of(cell, 1, verdict)])
+    header, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert ",".join(HEADER) == header
+    assert [one.pool, other.pool] == [row.split(",")[4] for row in rows]
