@@ -342,6 +342,19 @@ def bench(session: nox.Session) -> None:
 
 
 @session()
+def faults(session: nox.Session) -> None:
+    """Tasks through killed workers and brokers, frozen and cut off, beside plain Celery; an hour, not in the default run.
+
+    Words behind -- go to it: ``nox -s faults -- --cells redis:thread --system qbridge``.
+    """
+    _install(session, "bench")
+    _need_servers(session)
+    version = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["version"]
+    everything = ["--jobs", "2", "--csv", f"bench/results/faults-{version}.csv"]
+    session.run("python", "-m", "bench.faults", *(session.posargs or everything))
+
+
+@session()
 def format(session: nox.Session) -> None:  # noqa: A001 - the name that people type
     """Repair what ruff can repair; not part of the default run."""
     session.install(*nox.project.dependency_groups(GROUPS, "lint"))

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["BROKERS", "CONCURRENCY", "HEARTBEAT", "LEASE", "POOLS", "PUBLISH_TIMEOUT", "SYSTEMS", "WORKERS", "Broker"]
+__all__ = [
+    "BROKERS",
+    "CONCURRENCY",
+    "HEARTBEAT",
+    "LEASE",
+    "POOLS",
+    "PREFETCH",
+    "PUBLISH_TIMEOUT",
+    "SYSTEMS",
+    "WORKERS",
+    "Broker",
+]
 __all__ += ["Cell", "Pool", "Results", "System", "all_cells"]
 
 System = Literal["qbridge", "celery", "celery-late"]
@@ -20,6 +31,8 @@ POOLS: tuple[Pool, ...] = get_args(Pool)
 WORKERS = 3
 CONCURRENCY: dict[Pool, int] = {"process": 2, "thread": 4, "solo": 1}
 
+PREFETCH = 4
+"""Messages that a worker holds for each task that it may run at once: Celery's default, qbridge's is 1."""
 LEASE = 5.0
 """Seconds; qbridge's default is 30. Short, so that a lease ends many times in one run."""
 HEARTBEAT = 5.0

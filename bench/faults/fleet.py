@@ -91,11 +91,21 @@ class Fleet:
         ready = self._ready[place]
         return time.time() - ready.stat().st_mtime if ready.exists() else 0.0
 
+    @property
+    def is_well(self) -> bool:
+        """All workers but one consume, at least: a moment to kill one, and to see what the others do."""
+        return sum(ready.exists() for ready in self._ready) >= len(self._ready) - 1
+
+    def _one_that_consumes(self, place: int) -> int:
+        """The worker at a place, or the next one that consumes."""
+        places = [*range(place, len(self._ready)), *range(place)]
+        return next((place for place in places if self._ready[place].exists()), place)
+
     # What happens to them, by the names of the acts
 
     def kill_worker(self, place: int) -> frozenset[int]:
         """SIGKILL to a worker and its pool's processes; returns them."""
-        worker = self._workers[place]
+        worker = self._workers[self._one_that_consumes(place)]
         pids = frozenset(guardian.tree(worker.pid))
         self._ending.add(worker.pid)
         worker.kill()
@@ -103,7 +113,7 @@ class Fleet:
 
     def kill_parent(self, place: int) -> frozenset[int]:
         """SIGKILL to a worker alone; returns it, and what it leaves behind."""
-        worker = self._workers[place]
+        worker = self._workers[self._one_that_consumes(place)]
         pids = frozenset(guardian.tree(worker.pid))
         self._ending.add(worker.pid)
         with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ The judge sees evidence only, no server and no process, so that it can be tested
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class Evidence:
         stored: calls whose result says SUCCESS; None if nobody can tell.
         still: workers that were alive at the end and began nothing in the last seconds in which tasks came.
         fell: workers that ended without being told to.
+        held: messages that all workers together may have fetched ahead.
     """
 
     sends: Sequence[Sent]
@@ -96,6 +98,7 @@ class Evidence:
     stored: frozenset[int] | None = None
     still: int = 0
     fell: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,17 @@ def _outages(happened: Sequence[Happened]) -> list[tuple[float, float]]:
 
 def _resumes(evidence: Evidence, by_number: Mapping[int, Sequence[Run]]) -> dict[str, float]:
     outages = _outages(evidence.happened)
-    arrivals = _plain_arrivals(evidence.sends, by_number)
+    begins = sorted(run.began for run in evidence.runs)
     longest: dict[str, float] = {}
     for name, acts in RESUMES.items():
         waits: list[float] = []
         for one in evidence.happened:
             if one.act in acts:
-                found = _after_death(one, by_number, outages) if one.pids else _after_outage(one, arrivals, outages)
+                found = (
+                    _after_death(one, by_number, outages)
+                    if one.pids
+                    else _after_outage(one, begins, evidence.held, outages)
+                )
                 waits += found
         if waits:
             longest[name] = max(waits)
@@ -247,22 +254,13 @@ def _after_death(
                     yield _without(one.began, min(after), outages)
 
 
-def _plain_arrivals(sends: Sequence[Sent], by_number: Mapping[int, Sequence[Run]]) -> list[tuple[float, float]]:
-    """When a call was confirmed, and when its first run began."""
-    return [
-        (sent.at, min(run.began for run in by_number[sent.number]))
-        for sent in sends
-        if sent.outcome == "C" and by_number.get(sent.number)
-    ]
-
-
 def _after_outage(
-    one: Happened, arrivals: Sequence[tuple[float, float]], outages: Sequence[tuple[float, float]]
+    one: Happened, begins: Sequence[float], held: int, outages: Sequence[tuple[float, float]]
 ) -> Iterable[float]:
-    """Seconds until the first of the calls began that were sent afterwards: what was fetched before proves nothing."""
-    began = [began for at, began in arrivals if at >= one.ended]
-    if began:
-        yield _without(one.ended, min(began), outages)
+    """Seconds until more runs have begun than the workers had messages in their hands: those prove nothing."""
+    after = bisect(begins, one.ended) + held
+    if after < len(begins):
+        yield _without(one.ended, begins[after], outages)
 
 
 def _without(begin: float, end: float, outages: Sequence[tuple[float, float]]) -> float:

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.faults.cells import Cell
+from bench.faults.cells import CONCURRENCY, PREFETCH, Cell
 from bench.faults.fleet import Fleet
 from bench.faults.judge import Evidence, Happened, Verdict, judge, runs_of
 from bench.faults.place import Place
 from bench.faults.recorder import RunLog, pid_of
-from bench.faults.story import Event, Story
+from bench.faults.story import OUTAGES, Event, Story
 from bench.faults.submit import read_sent
 from bench.faults.work import RUNS
 from qbridge.testing.servers import RabbitMQServer
@@ -27,7 +28,9 @@ __all__ = ["Load", "run"]
 _ROOT = Path(__file__).parents[2]
 _LOOK = 0.05
 """Seconds between two looks at which processes live."""
-_BACKLOG = 250
+_PATIENCE = 60.0
+"""Seconds to wait for all workers but one to consume before another is killed."""
+_BACKLOG = 100
 """Calls that are sent and have not run, beyond which the sender waits while the workers get on with them."""
 _QUIET = 16.0
 """Seconds in which nothing happens any more, after which what has not run will not: above every lease and delay."""
@@ -65,6 +68,7 @@ class _Watch:
         self.last_seen: dict[int, float] = {}
         self.lock = threading.Lock()
         self._ending = threading.Event()
+        self._sent = (0, 0)  # bytes of the sender's log that were read, and calls confirmed in them
         self._progress: deque[tuple[float, int]] = deque(maxlen=40)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -96,13 +100,21 @@ class _Watch:
     def _hold(self) -> None:
         now, done = time.monotonic(), len(self._log.done)
         self._progress.append((now, done))
-        confirmed = sum(sent.outcome == "C" for sent in read_sent(self._folder / "sent.log"))
+        confirmed = self._confirmed()
         gets_on = any(at > now - 3 and before < done for at, before in self._progress)
         hold = self._folder / "hold"
         if gets_on and confirmed - done > _BACKLOG:
             hold.touch()
         else:
             hold.unlink(missing_ok=True)
+
+    def _confirmed(self) -> int:
+        at, confirmed = self._sent
+        with suppress(FileNotFoundError), (self._folder / "sent.log").open("rb") as file:
+            file.seek(at)
+            new = file.read()
+            self._sent = (at + len(new), confirmed + new.count(b"C"))
+        return self._sent[1]
 
 
 def _lives(pid: int) -> bool:
@@ -146,7 +158,10 @@ def run(cell: Cell, story: Story, load: Load, folder: Path, rabbitmq: RabbitMQSe
         runs = runs_of(log.lines, watch.last_seen, ended)
         stored = place.stored([sent.number for sent in sends])
     (folder / "happened.json").write_text(json.dumps([[h.act, h.began, h.ended, sorted(h.pids)] for h in happened]))
-    return judge(Evidence(sends, runs, happened, left, dead, stored, still, fleet.fell))
+    held = story.workers * CONCURRENCY[cell.pool] * PREFETCH
+    verdict = judge(Evidence(sends, runs, happened, left, dead, stored, still, fleet.fell, held))
+    (folder / "verdict.json").write_text(json.dumps(asdict(verdict), default=sorted))
+    return verdict
 
 
 def _environment(cell: Cell, place: Place, folder: Path, broker: str) -> dict[str, str]:
@@ -177,20 +192,29 @@ def _tell(
             time.sleep(_LOOK)
         began, shift = time.monotonic(), 0.0
         happened: list[Happened] = []
+        away = False
         for event in story.events:
-            while time.monotonic() < began + shift + event.at:
+            due = began + shift + event.at
+            while time.monotonic() < due or (
+                _kills(event) and not away and not fleet.is_well and time.monotonic() < due + _PATIENCE
+            ):
                 fleet.supervise()
                 time.sleep(_LOOK)
             one = _do(event, place, fleet, log, watch)
             happened.append(one)
-            if event.act == "start_broker":  # it takes seconds, in which nothing else could happen
-                shift += one.ended - one.began
+            away = event.act in OUTAGES or (away and event.act not in OUTAGES.values())
+            # a server takes seconds to start, a worker too on a busy machine: what follows keeps its distance
+            shift = max(shift, (one.ended if event.act == "start_broker" else one.began) - began - event.at - 2 * _LOOK)
         still = _drain(began + shift + story.length, sender, fleet, log, watch, load, folder)
         if sender.exit_code() not in (0, None):
             raise RuntimeError(f"the sender of {cell} failed:\n{sender.tail()}")
     finally:
         sender.kill()
     return happened, still
+
+
+def _kills(event: Event) -> bool:
+    return event.act in ("kill_worker", "kill_parent", "kill_child", "roll")
 
 
 def _do(event: Event, place: Place, fleet: Fleet, log: RunLog, watch: _Watch) -> Happened:

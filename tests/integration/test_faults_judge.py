@@ -90,10 +90,10 @@ def test_time_to_resume_after_a_death_is_that_of_the_next_run() -> None:
 
 
 def test_time_to_resume_after_an_outage_is_that_of_the_first_new_task() -> None:
-    """One that was fetched before proves nothing."""
+    """Those that workers had in their hands prove nothing."""
     happened = [Happened("kill_broker", 10, 10), Happened("start_broker", 12, 14)]
     runs = [ran(1, 14.5, 15), ran(2, 17, 18)]
-    assert 3.0 == judge(Evidence([*sent(1, at=9), *sent(2, at=15)], runs, happened)).resume["broker"]
+    assert 3.0 == judge(Evidence(sent(1, 2), runs, happened, held=1)).resume["broker"]
 
 
 def test_what_a_process_wrote_is_read_back(tmp_path: Path) -> None:
