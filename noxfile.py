@@ -343,7 +343,7 @@ def bench(session: nox.Session) -> None:
 
 @session()
 def faults(session: nox.Session) -> None:
-    """Tasks through killed workers and brokers, frozen and cut off, beside plain Celery; an hour, not in the default run.
+    """What faults do to tasks, beside plain Celery; an hour, not in the default run.
 
     Words behind -- go to it: ``nox -s faults -- --cells redis:thread --system qbridge``.
     """

@@ -96,6 +96,11 @@ class Fleet:
         """All workers but one consume, at least: a moment to kill one, and to see what the others do."""
         return sum(ready.exists() for ready in self._ready) >= len(self._ready) - 1
 
+    @property
+    def all_consume(self) -> bool:
+        """All workers do."""
+        return all(ready.exists() for ready in self._ready)
+
     def _one_that_consumes(self, place: int) -> int:
         """The worker at a place, or the next one that consumes."""
         places = [*range(place, len(self._ready)), *range(place)]

@@ -33,7 +33,7 @@ _PATIENCE = 60.0
 _BACKLOG = 100
 """Calls that are sent and have not run, beyond which the sender waits while the workers get on with them."""
 _QUIET = 16.0
-"""Seconds in which nothing happens any more, after which what has not run will not: above every lease and delay."""
+"""Seconds in which nothing happens although all workers consume: what has not run by then will not. Above each delay."""
 _LATELY = 6.0
 """Seconds before the last send in which a worker that does not stand still begins a task."""
 _LATEST = 120.0
@@ -243,7 +243,7 @@ def _drain(
         now = time.monotonic()
         with watch.lock:
             total, done = log.total, set(log.done)
-        if total != seen:
+        if total != seen or not fleet.all_consume:
             seen, changed = total, now
         if now < until or sender.exit_code() is None:
             sent_at = now

@@ -15,6 +15,7 @@ from qbridge.testing.servers import RabbitMQServer
 SEED = 7
 
 
+@pytest.mark.timeout(400)  # a busy machine takes its time to start ten programs
 @pytest.mark.parametrize(
     "cell",
     [
