@@ -33,7 +33,7 @@ _PATIENCE = 60.0
 _BACKLOG = 100
 """Calls that are sent and have not run, beyond which the sender waits while the workers get on with them."""
 _QUIET = 16.0
-"""Seconds in which nothing happens although all workers consume: what has not run by then will not. Above each delay."""
+"""Seconds in which nothing happens although all workers consume: what has not run by then will not."""
 _LATELY = 6.0
 """Seconds before the last send in which a worker that does not stand still begins a task."""
 _LATEST = 120.0
