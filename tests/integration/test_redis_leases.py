@@ -7,12 +7,14 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from qbridge import Bridge, BridgeConfig
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.servers import RedisServer
@@ -114,6 +116,34 @@ def test_workers_that_are_killed_at_random_lose_nothing(contract: Contract) -> N
     assert count <= len(runs(path)) <= count + 3 * 64
 
 
+def test_a_run_that_outlives_its_connection_is_acknowledged() -> None:
+    """Redis was away when the connection ended, so nothing went back; once it is there, the end of the run counts."""
+    with (
+        RedisServer(appendonly=True) as server,
+        Bridge(BridgeConfig(broker=server.url, results="disabled://")) as bridge,
+    ):
+
+        @bridge.task(results=False)
+        def work() -> None:
+            """Do nothing."""
+
+        work.delay()
+        taken: list[Any] = []
+        connection = bridge.celery.connection_for_read()
+        consumer = connection.Consumer([bridge.celery.amqp.queues["default"]], on_message=taken.append)
+        consumer.consume()
+        while not taken:
+            connection.drain_events(timeout=20)
+        server.stop()
+        with suppress(Exception):  # as the worker does: the connection is broken, and is let go
+            connection.collect()
+        server.start()
+        with server.client() as client:
+            assert client.hlen("qbridge.claims") == 1
+            taken[0].ack()
+            assert client.hlen("qbridge.claims") == client.hlen("unacked") == client.llen("default") == 0
+
+
 def test_a_delayed_task_is_kept_by_the_server(contract: Contract, qbridge_redis: RedisServer) -> None:
     """Its worker may be killed meanwhile: it runs once, by another, when its time has come; not before."""
     path = contract.path()
@@ -169,6 +199,37 @@ def test_every_key_has_the_prefix_and_nothing_is_left(contract: Contract, qbridg
         assert set() == {key for key in keys if not key.startswith("shop:")}
         left = {key for key in keys if key.partition("qbridge.")[2] in {"claims", "again", "schedule", "scheduled"}}
         assert set() == left | (keys & {"shop:unacked", "shop:unacked_index"})
+
+
+def test_what_waits_behind_a_running_task_was_not_begun(contract: Contract, qbridge_redis: RedisServer) -> None:
+    """A solo worker holds a whole batch while its first task runs; ended within it, it gives all back, none as lost."""
+    path, release = contract.path(), contract.path("release")
+    contract.tasks.hold.using(queue=QUEUE).send_many([(str(path), str(release))] * 10)
+    settings = {**SETTINGS, "QBRIDGE_WORKER__PREFETCH": "10", "QBRIDGE_WORKER__SHUTDOWN_TIMEOUT": "0.5"}
+    with (
+        contract.worker_of(QUEUE, pool="solo", settings=settings) as worker,
+        qbridge_redis.client(contract.bridge.config.broker.celery_url()) as client,
+    ):
+        wait_until(lambda: runs(path), 20, what="the first task to run")
+        assert client.hlen("qbridge.claims") == 10
+        worker.ask_to_stop()
+        assert worker.wait(20) == 0
+        assert client.llen(QUEUE) == 10
+        assert ["1 0"] * 10 == client.hvals("qbridge.again")
+    assert len(runs(path)) == 1
+
+
+def test_what_was_broadcast_may_be_anything(contract: Contract, qbridge_redis: RedisServer) -> None:
+    """Remote control is a channel on which anybody may publish: the worker is still there, for it and for tasks."""
+    url = contract.bridge.config.broker.celery_url()
+    channel = f"/{url.rpartition('/')[2]}.celery.pidbox"
+    with contract.worker_of(QUEUE, pool="solo", settings=SETTINGS) as worker, qbridge_redis.client(url) as client:
+        for number, garbage in enumerate(["5", "[]", '"text"', "no JSON", '{"properties": 1}', '{"body": "bm8="}']):
+            assert client.publish(channel, garbage) == 1
+            assert contract.tasks.add.using(queue=QUEUE).delay(number).get(timeout=20) == number + 10
+        assert len(contract.bridge.celery.control.ping(timeout=5, limit=1)) == 1
+        assert "Threw away an item of" in worker.log.read_text()
+        assert "onnection" not in worker.log.read_text().partition("Threw away")[2], "nothing was set up again"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ queues' streams. Nothing is popped by waiting, so an answer that nobody reads lo
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
@@ -53,13 +54,13 @@ class Claiming:
                 with suppress(*FAULTS):  # what was broadcast may be anything, and is not claimed
                     channel.qos.let_go(item["properties"]["delivery_tag"])
                 return None
-            channel._handed_over = True
             return callback(message)
 
         if queue in channel.connection._callbacks:
             channel.connection._callbacks[queue] = deliver
         (self._no_ack.add if no_ack or not self.ack_emulation else self._no_ack.discard)(queue)
         if queue not in self._no_ack and queue not in self._fanout_queues and self._keeper is None:
+            _ = self._ours  # what a closed channel still needs can only be made by an open one
             self._keeper = Keeper(self, self.lease)
         self._wait = None
         return consuming
@@ -173,21 +174,39 @@ class Claiming:
         raise error
 
     def _deliver_claimed(self: Any, items: list[Any], owner: str, queues: list[str]) -> None:
-        left = list(items)
+        """Deliver what one claim gave.
+
+        All of it is known to be held before the first is delivered, which may be a task that runs in this thread: what
+        waits behind it is renewed, and goes back as not begun if the process has to end meanwhile.
+        """
+        unread, left = deque(items), deque()  # type: ignore[var-annotated]  # kombu's items
         try:
-            while left:
-                number, raw, tag, before = left.pop(0)
+            while unread:
+                number, raw, tag, before = unread[0]
                 queue = queues[int(number) % len(queues)]
-                self._queue_cycle.rotate(queue)
-                self._deliver_one(queue, raw, tag.decode(), before.decode(), owner)
+                item = self._made_ready(queue, raw, tag.decode(), before.decode(), owner)
+                unread.popleft()
+                if item is not None:
+                    left.append((queue, item))
+            while left:
+                queue, item = left.popleft()
+                if queue in self._no_ack or self.qos.holds(item["properties"]["delivery_tag"]):
+                    self._queue_cycle.rotate(queue)
+                    self.connection._deliver(item, queue)
         except BaseException:
             # the worker stops, or its connection is gone: what was not begun is for others
-            claims = [(tag.decode(), owner) for _, _, tag, _ in reversed(left)]
+            claims = self.qos.forget(item["properties"]["delivery_tag"] for _, item in left)
+            claims += [
+                (tag.decode(), owner)
+                for number, _, tag, _ in unread
+                if tag and queues[int(number) % len(queues)] not in self._no_ack
+            ]
             if claims:
-                self._try_to_give_back(claims)
+                self._try_to_give_back(claims[::-1])
             raise
 
-    def _deliver_one(self: Any, queue: str, raw: bytes, tag: str, before: str, owner: str) -> None:
+    def _made_ready(self: Any, queue: str, raw: bytes, tag: str, before: str, owner: str) -> Any:
+        """Return what is to be delivered, held; None: nothing, because it is no message, or not due yet."""
         try:
             item = loads(raw.decode())
             envelope(item, queue)
@@ -200,7 +219,7 @@ class Claiming:
             thrown_away(queue, error)
             if tag:
                 scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
-            return
+            return None
         delivery_tag = item["properties"]["delivery_tag"]
         # By the server's clock, which releases it: by another one it could go to and fro until both agree.
         due = None if queue in self._no_ack else eta_of(item)
@@ -214,10 +233,10 @@ class Claiming:
             keys = [*self._claim_keys, *self._keys("qbridge.schedule", "qbridge.scheduled")]
             entry = f"{key}\0{self._wake_key(queue)}\0{raw.decode()}"
             scripts.POSTPONE.run(self._ours, keys, [tag, owner, f"{key}\0{tag}", int(due * 1000), entry])
-            return
+            return None
         if queue not in self._no_ack:
             self.qos.claimed(delivery_tag, tag, owner)
-        self.connection._deliver(item, queue)
+        return item
 
     def _get(self: Any, queue: str, *args: Any) -> Any:
         while True:

@@ -29,7 +29,10 @@ class Leasing:
         elif self._keeper is not None:
             self._keeper.settle_soon()
         elif self._process == os.getpid():  # the channel was closed while the task ran
-            self.settle()
+            try:
+                self.settle()
+            finally:
+                self._ours.connection_pool.disconnect()
 
     def settle(self: Any, waited: float = 0.0) -> None:
         """Acknowledge what is done."""

@@ -30,12 +30,14 @@ class Places:
 
     @property
     def _ours(self: Any) -> Any:
-        """A client that puts nothing before keys, kept: kombu makes one for each command."""
+        """A client that puts nothing before keys, kept: kombu makes one for each command.
+
+        A closed channel keeps the one that it had: a run may come to its end after the connection did.
+        """
         if self.stays:
             return self._client_of_its_own
-        pool = self.pool
-        if self._kept is None or self._kept.connection_pool is not pool:
-            self._kept = redis.Redis(connection_pool=pool)
+        if self._kept is None or not (self.closed or self._kept.connection_pool is self.pool):
+            self._kept = redis.Redis(connection_pool=self.pool)
         return self._kept
 
     @contextmanager

@@ -51,6 +51,19 @@ class QoS(kombu_redis.QoS):
         with self._lock:
             self._claims[delivery_tag] = (tag, owner)
 
+    def holds(self, delivery_tag: str) -> bool:
+        """Return whether a claim is still in this consumer's hands; closing the connection gives all back."""
+        return delivery_tag in self._claims
+
+    def forget(self, delivery_tags: Iterable[str]) -> list[Claim]:
+        """Let go of claims that were not delivered, for somebody to give back.
+
+        Args:
+            delivery_tags: as this consumer knows them.
+        """
+        with self._lock:
+            return [self._claims.pop(tag) for tag in delivery_tags if tag in self._claims]
+
     def tags(self) -> list[str]:
         """What is held, as Redis knows it."""
         with self._lock:

@@ -49,9 +49,6 @@ class _OurChannel(Places, Sending, Claiming, Leasing, Staying):
     #: Seconds without a renewal after which others take over what is held.
     lease = 30.0
 
-    #: The item being read has become a message, and what happens from now on is its consumer's business.
-    _handed_over = False
-
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         self._holder = ""
         self._owners = 0
