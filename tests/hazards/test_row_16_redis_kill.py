@@ -16,7 +16,7 @@ from qbridge.testing.contracts.kit import WorkerProcess
 from qbridge.testing.waiting import wait_until
 
 COUNT = 3000
-KILLS = 12
+KILLS = 15
 
 
 def ran(path: Path) -> set[str]:

@@ -33,6 +33,7 @@ class RabbitMQServer(Server):
         tls: listen with TLS too, with a certificate of a throwaway CA (``.tls_url``, ``.ca.certificate``).
         plugins: further plugins to enable.
         settings: further lines of rabbitmq.conf: ``{"consumer_timeout": "60000"}``.
+        advanced: advanced.config, for what has no name there: ``"[{rabbit, [{channel_tick_interval, 1000}]}]."``.
         root: run the node of another system under this root folder (needs root rights): a newer RabbitMQ in a
             folder made by debootstrap, for example; None: what ``QBRIDGE_TEST_RABBITMQ_ROOT`` says, or this system.
     """
@@ -48,6 +49,7 @@ class RabbitMQServer(Server):
         tls: bool = False,
         plugins: tuple[str, ...] = (),
         settings: dict[str, str] | None = None,
+        advanced: str | None = None,
         root: Path | str | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class RabbitMQServer(Server):
         self._tls = tls
         self._plugins = ("rabbitmq_management", *plugins)
         self._settings = dict(settings or {})
+        self._advanced = advanced
         root = root or os.environ.get("QBRIDGE_TEST_RABBITMQ_ROOT") or None
         self._root = None if root is None else Path(root)
         self._epmd: ChildProcess | None = None
@@ -134,6 +137,8 @@ class RabbitMQServer(Server):
             ]
         lines += [f"{name} = {value}" for name, value in self._settings.items()]
         (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        if self._advanced is not None:
+            (folder / "advanced.config").write_text(f"{self._advanced}\n")
         (folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         cookie = folder / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(20))
