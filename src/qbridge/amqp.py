@@ -60,6 +60,9 @@ class BridgeConnection(Connection):
     It works on kombu's transports as they are, but that an AMQP read ends with the deadline.
     """
 
+    #: Most bytes that a body that came compressed may have; None: any number. The app sets it.
+    max_payload_bytes: int | None = None
+
     _confirms: ConfirmChannel | None = None
     connect_timeout: Any  # seconds: fractions too, whatever kombu's default looks like
 
@@ -71,6 +74,12 @@ class BridgeConnection(Connection):
         if params["transport"] in (None, "amqp"):
             params["transport"] = _AMQP
         super()._init_params(**params)
+
+    def clone(self, **kwargs: Any) -> Any:
+        """Copy the settings."""
+        copy: Any = super().clone(**kwargs)
+        copy.max_payload_bytes = self.max_payload_bytes
+        return copy
 
     def get_transport_cls(self) -> Any:
         """Return the transport class for the URL's scheme, ours where there is one."""
@@ -207,7 +216,9 @@ class BridgeConnectionPool(ConnectionPool):
     def new(self) -> Any:
         """Make a connection; it connects at first use."""
         kind = _PooledSafeConnection if isinstance(self.connection, SafeConnection) else _PooledBridgeConnection
-        return kind(self, **dict(self.connection._info(resolve=False)))
+        made = kind(self, **dict(self.connection._info(resolve=False)))
+        made.max_payload_bytes = self.connection.max_payload_bytes
+        return made
 
     def close_resource(self, resource: Any) -> None:
         """Close a connection that is well."""
@@ -268,7 +279,11 @@ class BridgeAMQP(AMQP):
         """The producer class, with what this app demands of messages."""
         cached: type[Producer] | None = self.__dict__.get("_made_producer")
         if cached is None:
-            demands = {"max_payload_bytes": self.app.max_payload_bytes, "confirming": self.app.safe}
+            demands = {
+                "max_payload_bytes": self.app.max_payload_bytes,
+                "confirming": self.app.safe,
+                "lock": self.app.lock,
+            }
             cached = self.__dict__["_made_producer"] = type("Producer", (BridgeProducer,), demands)
         return cached
 

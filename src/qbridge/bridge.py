@@ -36,7 +36,7 @@ from qbridge.readers import EagerReader, HubReader, NoReader
 from qbridge.report import Report
 from qbridge.result import ResultReader, TaskResult
 from qbridge.sending import Attempts, SendingThreads
-from qbridge.serialization import result_decoder
+from qbridge.serialization.signature import result_decoder
 from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
 
 __all__ = ["Bridge"]
@@ -108,6 +108,7 @@ class Bridge(Declares):
                 "safe": safe,
                 "max_payload_bytes": payload_limit(config),
                 "worker_config": config.worker,
+                "lock": config.serialization.lock(),
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
                 "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },
@@ -445,6 +446,7 @@ class _Place:
         self._bridge = bridge
         self.broker = bridge.config.broker
         self.keeps_dead_letters = bridge.config.defaults == "safe"
+        self.lock = bridge.config.serialization.lock()
         self.check_queue = bridge.check_queue
         self.in_thread = bridge._threads.run
 

@@ -19,6 +19,7 @@ from celery import Celery, _state
 from celery.app.defaults import NAMESPACES
 from celery.app.registry import TaskRegistry
 from celery.app.utils import Settings, _old_key_to_new
+from celery.backends.base import DisabledBackend
 from celery.utils.imports import import_from_cwd
 from celery.utils.time import maybe_iso8601
 from kombu.entity import Queue as KombuQueue
@@ -27,6 +28,9 @@ from qbridge.amqp import BridgeAMQP, BridgeConnectionPool
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.delays import NativeDelays
 from qbridge.config import WorkerConfig
+from qbridge.exceptions import ConfigurationError
+from qbridge.serialization.lock import Lock
+from qbridge.serialization.results import TypedResultMixin
 
 __all__ = ["BridgeCelery"]
 
@@ -137,6 +141,8 @@ class BridgeCelery(Celery):
     worker_config: WorkerConfig | None = None
     #: Process and thread in which a worker's loop runs; None: no worker of this app has begun to consume here.
     worker_loop: tuple[int, int] | None = None
+    #: The keys of the locked wire; None: nothing is signed.
+    lock: Lock | None = None
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.
@@ -221,6 +227,11 @@ class BridgeCelery(Celery):
                     pool = self._pool = BridgeConnectionPool(self.connection_for_write(), limit=limit)
         return pool
 
+    def _connection(self, *args: Any, **kwargs: Any) -> Any:
+        connection = super()._connection(*args, **kwargs)
+        connection.max_payload_bytes = self.max_payload_bytes
+        return connection
+
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         """Return a connection for publishing; its waits are short, a consumer's are not."""
         if self.write_transport_options:
@@ -289,6 +300,16 @@ class BridgeCelery(Celery):
     def __reduce_keys__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self._bridge_options.items() if name != "make_queues"}
         return {**super().__reduce_keys__(), "bridge_options": kept}
+
+    def _get_backend(self) -> Any:
+        backend = super()._get_backend()
+        if self.lock is not None and not isinstance(backend, TypedResultMixin | DisabledBackend):
+            raise ConfigurationError(
+                f"the result backend {type(backend).__module__} does not sign results, and this bridge has "
+                "signing_keys",
+                "Use rpc, Redis or a database.",
+            )
+        return backend
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802 - Celery's name

@@ -1,24 +1,33 @@
-"""How is one message published: declared once, confirmed, and refused if it is too large."""
+"""How is one message published: declared once, confirmed, signed, and refused if it is too large."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kombu.compression import compress
 from kombu.messaging import Producer
 from kombu.pools import ProducerPool
 
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.publisher import NotConfirmed
 from qbridge.exceptions import PayloadError
+from qbridge.serialization.lock import Lock
+from qbridge.serialization.locked_messages import Kind, Letter, lock_letter
 
 __all__ = ["BridgeProducer", "BridgeProducerPool"]
 
 
 class BridgeProducer(Producer):
-    """A producer that can confirm a message, and refuses one that is too large."""
+    """A producer that can confirm a message, signs it, and refuses one that is too large."""
 
     #: Largest body of a message in bytes; None: no limit.
     max_payload_bytes: int | None = None
+
+    #: The keys with which tasks and commands to workers are signed; None: they are not.
+    lock: Lock | None = None
+
+    #: False while a message is passed on as it came, such as a dead letter: a signature would vouch for it.
+    signing = True
 
     #: Whether ``confirm_timeout`` means our confirms; False: what it means to kombu.
     confirming = False
@@ -36,21 +45,56 @@ class BridgeProducer(Producer):
             return False
         return super().maybe_declare(entity, retry, **retry_policy)
 
-    def _prepare(self, body: Any, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare(body, *args, **kwargs)
+    def _prepare(
+        self, body: Any, serializer: Any = None, content_type: Any = None, content_encoding: Any = None,
+        compression: Any = None, headers: Any = None,
+    ) -> Any:  # fmt: skip
+        prepared = super()._prepare(body, serializer, content_type, content_encoding, None, headers)
+        # before it is compressed: the limit of the receiver is for what comes out again
         size, limit = len(prepared[0]), self.max_payload_bytes
         if limit is not None and size > limit:
             raise PayloadError(
                 f"the message has {size:,} bytes, the limit is {limit:,}",
                 "Send a reference to the data instead, or raise serialization.max_payload_bytes.",
             )
-        return prepared
+        if not compression:
+            return prepared
+        body, content_type, content_encoding = prepared
+        body, headers["compression"] = compress(body, compression)
+        return body, content_type, content_encoding
+
+    def _locked(
+        self, lock: Lock, body: Any, content_type: Any, content_encoding: Any, headers: Any, properties: Any,
+        exchange: Any,
+    ) -> Letter | None:  # fmt: skip
+        """Return the message with its signature; None if it is one that nobody acts on."""
+        kind: Kind
+        if "task" in headers:
+            kind = "task"
+        elif str(exchange).endswith(".pidbox") and not str(exchange).startswith("reply."):
+            kind = "control"
+        else:
+            return None  # events, answers; results carry their own
+        reply_to = properties.get("reply_to")
+        raw = body.encode("utf-8") if isinstance(body, str) else bytes(body)
+        return lock_letter(
+            lock,
+            kind,
+            Letter(
+                raw, content_type, content_encoding, headers, properties.get("correlation_id"),
+                getattr(reply_to, "name", reply_to),
+            ),
+        )  # fmt: skip
 
     def _publish(
         self, body: Any, priority: Any, content_type: Any, content_encoding: Any, headers: Any, properties: Any,
         routing_key: Any, mandatory: Any, immediate: Any, exchange: Any, declare: Any, timeout: Any = None,
         confirm_timeout: Any = None, retry: bool = False, retry_policy: Any = None,
     ) -> Any:  # fmt: skip
+        if self.lock is not None and self.signing:
+            letter = self._locked(self.lock, body, content_type, content_encoding, headers, properties, exchange)
+            if letter is not None:
+                body, content_type, content_encoding, headers = letter[:4]
         connection: Any = self.connection  # one of ours, or somebody else's
         if (
             not (self.window or (self.confirming and confirm_timeout is not None))

@@ -12,7 +12,7 @@ from qbridge.context import TaskContext
 from qbridge.exceptions import ConfigurationError, DuplicateTaskError
 from qbridge.options import SendOptions, TaskOptions, check_names, checked_send_options, checked_task_options
 from qbridge.result import TaskResult
-from qbridge.serialization import Signature
+from qbridge.serialization.signature import Signature
 
 __all__ = ["AsyncTask", "Call", "Declares", "Sender", "Task", "TaskDefinition", "TaskSet"]
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "queues": "qbridge.cli.queues",
     "dead-letters": "qbridge.cli.dead_letters",
     "watch": "qbridge.cli.watch",
+    "keys": "qbridge.cli.keys",
 }
 """Command → its module, in the order of the help; a module is imported when its command is asked for."""
 
@@ -48,7 +49,7 @@ class _Commands(PoliteGroup):
 def program(context: click.Context, app: str | None) -> None:
     """Typed tasks over Celery: try them, run workers, look at what runs."""
     if app is not None:
-        context.default_map = {name: {"app": app} for name in _COMMANDS if name != "demo"}
+        context.default_map = {name: {"app": app} for name in _COMMANDS if name not in ("demo", "keys")}
 
 
 def main() -> None:

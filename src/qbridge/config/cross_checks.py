@@ -31,6 +31,7 @@ def cross_faults(config: BridgeConfig) -> Iterator[Fault]:
     """
     yield from _queues(config)
     yield from _time_limits(config)
+    yield from _keys(config)
     yield from check_transport_options(config)
     if config.defaults == "celery":
         yield from _celerys_worker(config)
@@ -62,6 +63,30 @@ def _celerys_worker(config: BridgeConfig) -> Iterator[Fault]:
         if name in config.worker.model_fields_set and getattr(config.worker, name) not in (None, 0.0):
             what = f"{name} is read by qbridge's own worker, and defaults='celery' runs Celery's"
             yield Fault(("worker", name), what, "leave it out, or write defaults='safe'")
+
+
+def _keys(config: BridgeConfig) -> Iterator[Fault]:
+    serialization = config.serialization
+    if not serialization.signing_keys:
+        return
+    if config.defaults == "celery":
+        yield Fault(
+            ("serialization", "signing_keys"),
+            'under defaults="celery" workers are Celery\'s own, which look at no signature',
+            'write defaults="safe", or leave the keys out',
+        )
+    for name, why in (
+        ("worker_consumer", "the worker's consumer is what looks at signatures"),
+        ("task_protocol", "only messages of protocol 2 have headers to sign"),
+    ):
+        if config.celery.get(name) not in (None, 2):
+            yield Fault(("celery", name), f"there are signing_keys, and {why}", "leave one of them out")
+    if serialization.encryption_keys and config.celery.get("result_extended"):
+        yield Fault(
+            ("celery", "result_extended"),
+            "stores arguments beside results, in clear, and there are encryption_keys",
+            "leave one of them out",
+        )
 
 
 def _default_queue(config: BridgeConfig) -> Iterator[Fault]:

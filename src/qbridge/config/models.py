@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from qbridge.config.faults import ConfigModel
 from qbridge.exceptions import ConfigurationError
+from qbridge.serialization.keys import Key, read_key, refuse_duplicates
+from qbridge.serialization.lock import Lock
 
 __all__ = ["QueueConfig", "SerializationConfig", "WorkerConfig", "check_queue_name"]
 
@@ -207,12 +210,32 @@ class WorkerConfig(ConfigModel):
         return self
 
 
+def _keys(value: Any) -> Any:
+    """One text, or several; none is in a message about what is wrong with it."""
+    if isinstance(value, str | SecretStr):
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        value = [part for part in text.split(",") if part.strip()]
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise ConfigurationError("should be a list of keys", "write ['id:secret'], newest first")
+    found = []
+    for each in value:
+        text = each.get_secret_value() if isinstance(each, SecretStr) else each
+        if not isinstance(text, str):
+            raise ConfigurationError("should be a list of texts", "write ['id:secret'], newest first")
+        read_key(text)
+        found.append(SecretStr(text.strip()))
+    return tuple(found)
+
+
 class SerializationConfig(ConfigModel):
     """How arguments and results are written down.
 
     Args:
         format: ``"json"`` or ``"msgpack"``.
         max_payload_bytes: largest encoded message or result.
+        signing_keys: with which messages and results are signed; the first signs, all are accepted.
+        encryption_keys: with which bodies are encrypted besides; the first encrypts, all are accepted.
+        require_signatures: False while keys are rolled out: what is not signed is accepted too.
     """
 
     format: Literal["json", "msgpack"] = "json"
@@ -220,7 +243,16 @@ class SerializationConfig(ConfigModel):
     # 1 MiB: brokers keep messages in memory and copy them between nodes; what is larger belongs into a store of its
     # own, with its key in the message.
     max_payload_bytes: Annotated[int, Field(ge=1024, le=512 * 1024 * 1024)] = 1_048_576
-    """Largest encoded message or result, in bytes; a larger one is refused where it is made."""
+    """Largest encoded message or result, in bytes, before compression; a larger one is refused where it is made, and
+    a larger message by the worker too."""
+    signing_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)] = ()
+    """Keys, `id:base64`, with which messages and results are signed; the first signs, and each is accepted. A worker
+    runs nothing then that no holder of one has sent. `qbridge keys` makes one."""
+    encryption_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)] = ()
+    """Keys, `id:base64`, with which arguments and results are encrypted besides; the first encrypts, and each is
+    accepted. Needs `signing_keys`, and `qbridge[crypto]`."""
+    require_signatures: bool = True
+    """False while keys are rolled out: what is not signed is accepted too."""
 
     if TYPE_CHECKING:
 
@@ -229,6 +261,9 @@ class SerializationConfig(ConfigModel):
             *,
             format: Literal["json", "msgpack"] = "json",  # noqa: A002 - the field's name
             max_payload_bytes: int = 1_048_576,
+            signing_keys: Iterable[str | SecretStr] | str = (),
+            encryption_keys: Iterable[str | SecretStr] | str = (),
+            require_signatures: bool = True,
         ) -> None: ...
 
     @field_validator("format")
@@ -237,3 +272,28 @@ class SerializationConfig(ConfigModel):
         if value == "msgpack" and find_spec("msgpack") is None:
             raise ConfigurationError("msgpack is not installed", "pip install 'qbridge[msgpack]', or write 'json'")
         return value
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> SerializationConfig:
+        signing, encryption = _read(self.signing_keys), _read(self.encryption_keys)
+        refuse_duplicates(signing)
+        refuse_duplicates(encryption, others=signing)
+        if encryption and not signing:
+            raise ConfigurationError(
+                "encryption_keys without signing_keys would let anybody send what he likes in clear",
+                "set signing_keys too",
+            )
+        if encryption and find_spec("cryptography") is None:
+            raise ConfigurationError(
+                "encryption_keys need cryptography, which is not installed", 'pip install "qbridge[crypto]"'
+            )
+        return self
+
+    def lock(self) -> Lock | None:
+        """Return what signs and encrypts; None: nothing does."""
+        signing = _read(self.signing_keys)
+        return Lock(signing, _read(self.encryption_keys), required=self.require_signatures) if signing else None
+
+
+def _read(keys: Iterable[SecretStr]) -> list[Key]:
+    return [read_key(key.get_secret_value()) for key in keys]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -20,9 +20,13 @@ from qbridge.exceptions import (
     BrokerUnavailable,
     ConfigurationError,
     DeadLetterUnknown,
+    PayloadError,
     QBridgeError,
     UnsupportedFeature,
 )
+from qbridge.serialization.lock import Lock
+from qbridge.serialization.locked_messages import Letter, relock_letter
+from qbridge.serialization.refused import MessageRefused
 
 __all__ = ["DeadLetters", "Place"]
 
@@ -36,6 +40,11 @@ class Place(Protocol):
     @property
     def broker(self) -> Broker:
         """The configured broker."""
+        ...
+
+    @property
+    def lock(self) -> Lock | None:
+        """The keys; None: nothing is signed."""
         ...
 
     @property
@@ -147,6 +156,7 @@ class DeadLetters:
 
         Raises:
             ConfigurationError: if neither ``ids`` nor a filter says which.
+            PayloadError: if there are keys and no holder of one has sent it; it stays a dead letter.
             BrokerUnavailable: if the broker does not take one; it stays a dead letter, and those before it were sent.
         """
         if rate is not None and not rate > 0:
@@ -158,9 +168,26 @@ class DeadLetters:
             }  # fmt: skip
             if letter.task_id is not None:
                 self._place.forget_failure(letter.task_id)
-            return opened.send(kept, letter.queue, fresh_headers(letter), properties)
+            return opened.send(kept, letter.queue, self._headers(letter), properties)
 
         return self._each(send, ids, queue, reason, task, limit, None if rate is None else 1 / rate)
+
+    def _headers(self, letter: DeadLetter) -> Mapping[str, Any]:
+        """Return the headers of a dead letter that is sent again, signed anew if a holder of the keys has sent it."""
+        lock = self._place.lock
+        if lock is None:
+            return fresh_headers(letter)
+        sent = Letter(
+            letter.body, letter.content_type, letter.content_encoding, letter.headers,
+            letter.properties.get("correlation_id"), letter.properties.get("reply_to"),
+        )  # fmt: skip
+        try:
+            return relock_letter(lock, sent, lambda _: fresh_headers(letter)).headers
+        except MessageRefused as refused:
+            raise PayloadError(
+                f"the dead letter {letter.id} cannot be sent again: {refused}",
+                "A worker would refuse it. If it is to be run, send its task anew.",
+            ) from None
 
     def discard(
         self,

@@ -34,7 +34,10 @@ HEADER_LOSSES = "qbridge_losses"
 HEADER_UNKNOWN_SINCE = "qbridge_unknown_since"
 """Message header with the time since when no worker has known the message's task, in seconds since 1970."""
 
-Reason = Literal["undecodable", "malformed", "unknown_task", "invalid", "exhausted", "crashed", "foreign"]
+Reason = Literal[
+    "undecodable", "malformed", "unknown_task", "invalid", "exhausted", "crashed", "unsigned", "bad_signature",
+    "too_large", "foreign",
+]  # fmt: skip
 """Why a message became a dead letter; ``foreign``: somebody else has put it there."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -267,6 +267,8 @@ class ResultHub:
 
     def _read(self, outcome: Any, task_id: str) -> dict[str, Any]:
         if not isinstance(outcome, BaseException):
+            if outcome.get("task_id", task_id) != task_id:
+                raise PayloadError(f"The result of task {task_id} is that of another task, put in its place")
             return dict(outcome)
         if isinstance(outcome, QBridgeError):
             # One object may answer several callers; each raises its own.

@@ -12,6 +12,11 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import object_hook
 
+from qbridge.exceptions import PayloadError, UnsupportedFeature
+from qbridge.serialization.lock import Lock
+from qbridge.serialization.locked_results import is_locked, lock_result, unlock_result
+from qbridge.serialization.refused import MessageRefused
+
 if TYPE_CHECKING:
     from celery.backends.base import Backend as _Base
 else:
@@ -33,6 +38,8 @@ _typed = cast("Callable[[dict[str, Any]], Any]", object_hook)
 
 class TypedResultMixin(_Base):
     """Reads results as JSON says them, for Celery result backends (put it first among the bases).
+
+    With keys, what is stored is signed, and what is read is what a holder of the keys has stored.
 
     A meta then has, besides what plain Celery puts there:
 
@@ -72,6 +79,56 @@ class TypedResultMixin(_Base):
         meta = self.decode(payload)
         return self.meta_from_decoded(self.open_meta(meta, has_types(payload)))
 
+    @property
+    def lock(self) -> Lock | None:
+        """The keys of the app."""
+        return getattr(self.app, "lock", None)
+
+    def locked(self, task_id: str, state: str, result: Any, traceback: Any, request: Any) -> tuple[Any, Any]:
+        """Return value and traceback as they are stored: together and signed, where there are keys."""
+        lock = self.lock
+        if lock is None:
+            return result, traceback
+        children = self.current_task_children(request)
+        told = {"result": result, "traceback": traceback, "children": children}
+        return lock_result(lock, str(task_id), state, told, self.encode), None
+
+    def _unlocked(self, meta: dict[str, Any], typed: bool) -> bool:
+        """Put in a meta what was signed; return whether kombu's typed values may be in it.
+
+        Raises:
+            PayloadError: if no holder of the keys has stored it.
+        """
+        lock, value = self.lock, meta.get("result")
+        if lock is None and not is_locked(value):
+            return typed
+        try:
+            found = unlock_result(lock, meta.get("task_id"), meta.get("status"), value)
+        except MessageRefused as refused:
+            raise PayloadError(
+                f"the result of task {meta.get('task_id')} is not to be trusted: {refused}",
+                "Look at who may write to the result backend, and whether all workers and callers have the same "
+                "serialization.signing_keys.",
+            ) from None
+        if found is None:
+            return typed
+        meta.update(result=found.get("result"), traceback=found.get("traceback"), children=found.get("children"))
+        return True
+
+    def apply_chord(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin a chord as Celery does.
+
+        Raises:
+            UnsupportedFeature: if results are signed: Celery keeps those of a chord in a place of its own, unsigned,
+                and the chord's last task would get whatever is there.
+        """
+        if self.lock is not None:
+            raise UnsupportedFeature(
+                "chords do not work with signing_keys: their parts are not signed",
+                "Let a task wait for the others' results and call the last one, or count in a database.",
+            )
+        return super().apply_chord(*args, **kwargs)
+
     def open_meta(self, meta: dict[str, Any], typed: bool) -> dict[str, Any]:
         """Keep the raw result and error beside what Celery's readers expect, in place.
 
@@ -81,7 +138,11 @@ class TypedResultMixin(_Base):
 
         Returns:
             The same mapping.
+
+        Raises:
+            PayloadError: if there are keys, and no holder of them has stored it.
         """
+        typed = self._unlocked(meta, typed)
         raw = meta.get("result")
         meta["result_json"] = raw
         if meta.get("status") in self.EXCEPTION_STATES and isinstance(raw, Mapping):

@@ -20,12 +20,14 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 
 from qbridge.dead_letters import Reason
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
+from qbridge.serialization.refused import MessageRefused
 from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
 from qbridge.worker.pulse import Pulse
 from qbridge.worker.running import end_running, is_taken_over, keep_claimed
 from qbridge.worker.screening import fault_of
+from qbridge.worker.unlocking import unlock
 
 __all__ = ["MESSAGE_FAULTS", "BridgeConsumer"]
 
@@ -66,8 +68,9 @@ class _Strategies(dict[str, Any]):
 
 
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with nine differences.
+    """Celery's consumer, with ten differences.
 
+    Where there are keys, what no holder of them has sent is refused, commands to workers too.
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
     What is refused is kept in the queue's dead letters first.
     The solo pool acknowledges at once: from the event loop's queue it would wait for an unrelated timer
@@ -79,6 +82,14 @@ class BridgeConsumer(Consumer):
     A task that is due in a while goes back to the broker, which keeps it on disk.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
+
+    class Blueprint(Consumer.Blueprint):
+        """Celery's steps of a start, with remote control for holders of the keys only."""
+
+        default_steps = [  # noqa: RUF012 - as Celery has it
+            "qbridge.worker.unlocking:Control" if str(step).endswith("control:Control") else step
+            for step in Consumer.Blueprint.default_steps
+        ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(without_mingle=True, without_gossip=True)
@@ -155,6 +166,8 @@ class BridgeConsumer(Consumer):
         """Return Celery's message handler inside a guard."""
         handle = super().create_task_handler(*args, **kwargs)
         delays = Delays(self)
+        app: Any = self.app
+        lock, max_bytes = app.lock, app.max_payload_bytes
         connection_errors = tuple(
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )
@@ -170,6 +183,7 @@ class BridgeConsumer(Consumer):
             try:
                 if HEADER_DEAD_LETTER in (message.headers or ()):
                     return self._bury(message)
+                unlock(message, lock, max_bytes)
                 self._screen(message)
                 if is_taken_over(message, self) or delays.put_back(message, guarded):
                     return None
@@ -193,7 +207,7 @@ class BridgeConsumer(Consumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep a message whose body cannot be read, then go on as Celery does."""
-        if self._kept(message, "undecodable", exc):
+        if self._kept(message, exc.reason if isinstance(exc, MessageRefused) else "undecodable", exc):
             super().on_decode_error(message, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
@@ -220,7 +234,7 @@ class BridgeConsumer(Consumer):
 
     def refuse(self, message: Any, error: Exception) -> None:
         """Take a message that cannot be handled off its queue, and say so; its content stays out of the log."""
-        if not self._kept(message, "malformed", error):
+        if not self._kept(message, error.reason if isinstance(error, MessageRefused) else "malformed", error):
             return
         logger.error(
             "Refused a message that cannot be handled: %s: %s (content type %r, delivery %r, %d bytes)",

@@ -21,6 +21,7 @@ from kombu.entity import Exchange, Queue
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, Reason, name_of, record_of
 from qbridge.retrying import HEADER_ATTEMPTS_SINCE
 from qbridge.worker.resending import headers_of, losses_of, put_off, queue_of, send_again
+from qbridge.worker.unlocking import received
 
 __all__ = ["DeadLetters"]
 
@@ -71,7 +72,8 @@ class DeadLetters:
         channel = message.channel
         if getattr(channel, "connection", None) is None and not getattr(channel, "stays", False):
             return False  # its channel is gone: the broker delivers it again
-        queue, headers = queue_of(self._consumer, message), headers_of(message)
+        came = received(message)
+        queue, headers = queue_of(self._consumer, message), headers_of(came)
         record = headers.get(HEADER_DEAD_LETTER)
         if not isinstance(record, str):
             record = record_of(
@@ -83,8 +85,8 @@ class DeadLetters:
                 attempts=attempts,
                 crashes=losses_of(message) if crashes is None else crashes,
                 first_at=headers.get(HEADER_ATTEMPTS_SINCE),
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
+                content_type=came.content_type,
+                content_encoding=came.content_encoding,
                 priority=message.properties.get("priority"),
             )
         try:
@@ -102,7 +104,7 @@ class DeadLetters:
         send_again(
             self._app,
             message,
-            {**headers_of(message), HEADER_DEAD_LETTER: record},
+            {**headers_of(received(message)), HEADER_DEAD_LETTER: record},
             "",
             name,
             declare=[Queue(name, Exchange(""), name, durable=True, queue_arguments=arguments)],
@@ -115,7 +117,8 @@ class DeadLetters:
             name_of(queue), queue, _AGAIN, trouble,
         )  # fmt: skip
         try:
-            left = put_off(self._consumer, message, _AGAIN, {**headers_of(message), HEADER_DEAD_LETTER: record})
+            marked = {**headers_of(received(message)), HEADER_DEAD_LETTER: record}
+            left = put_off(self._consumer, message, _AGAIN, marked)
         except Exception as error:  # noqa: BLE001 - then it stays with us, not acknowledged
             logger.warning("The broker takes nothing at all: %s", error)
             left = False

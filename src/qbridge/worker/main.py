@@ -14,6 +14,7 @@ from typing import Any
 from celery.apps.worker import Worker
 from celery.concurrency import thread
 from celery.exceptions import SecurityWarning, WorkerShutdown
+from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import WorkController, state
@@ -22,7 +23,7 @@ from kombu.asynchronous import get_event_loop, set_event_loop
 from qbridge.config import WorkerConfig
 from qbridge.exceptions import BrokerUnavailable, ConfigurationError
 from qbridge.worker.banner import banner
-from qbridge.worker.consumer import MESSAGE_FAULTS
+from qbridge.worker.consumer import MESSAGE_FAULTS, BridgeConsumer
 from qbridge.worker.ending import Ending
 from qbridge.worker.health import Health, HealthFile, HealthPort, SystemdNotifier
 from qbridge.worker.pools import EndingThreadPool, SoloPool, ThreadPool
@@ -77,6 +78,23 @@ def _limits_message(names: Iterable[str]) -> tuple[str, str]:
 class _KeepsItsSlots(WorkController):
     """A request that the pool cannot take gives its slot back; in Celery it keeps it, and the worker stands still."""
 
+    consumer_cls: Any
+
+    def on_init_blueprint(self) -> None:
+        """Celery's hook, before anything is started.
+
+        Raises:
+            ConfigurationError: if there are keys, and a consumer that does not look at signatures.
+        """
+        super().on_init_blueprint()
+        app: Any = self.app
+        consumer: Any = symbol_by_name(self.consumer_cls)
+        if app.lock is not None and not issubclass(consumer, BridgeConsumer):
+            raise ConfigurationError(
+                "this bridge has signing_keys, and the consumer of this worker looks at no signature",
+                "Leave worker_consumer as the bridge has set it.",
+            )
+
     def _process_task(self, req: Any) -> None:
         try:
             super()._process_task(req)
@@ -111,10 +129,10 @@ class BridgeWorker(_KeepsItsSlots, Worker):
         Raises:
             SystemExit: if the pool cannot enforce a task's time limit.
         """
-        super().on_init_blueprint()
         if self.pool_cls is thread.TaskPool:
             self.pool_cls = EndingThreadPool
         try:
+            super().on_init_blueprint()
             refuse_unenforced_limits(self.app, self.pool_cls)
             self.health = self._health()
         except ConfigurationError as error:

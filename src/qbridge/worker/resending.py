@@ -14,7 +14,8 @@ from kombu.entity import Queue
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.deadline import deadline
-from qbridge.dead_letters.letter import HEADER_LOSSES
+from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, HEADER_LOSSES
+from qbridge.worker.unlocking import received
 
 __all__ = ["PATIENCE", "headers_of", "losses_of", "put_off", "queue_of", "raw_body", "send_again"]
 
@@ -72,7 +73,7 @@ def losses_of(message: Any) -> int:
 
 
 def raw_body(message: Any) -> bytes:
-    """Return the bytes of a body; py-amqp has made text of them where it knew the encoding."""
+    """Return the bytes of a body (of what came, too); py-amqp has made text of them where it knew the encoding."""
     body = message.body
     if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
@@ -109,19 +110,23 @@ def send_again(
         Exception: whatever the broker or the way to it does.
     """
     kept = {name: message.properties[name] for name in _PROPERTIES if message.properties.get(name)} | properties
+    # a dead letter is passed on as it came: a new signature would vouch for it
+    as_it_came = HEADER_DEAD_LETTER in headers
+    content = received(message) if as_it_came else message
     with deadline(PATIENCE), app.producer_or_acquire() as producer:
         limit = producer.max_payload_bytes
         producer.max_payload_bytes = None  # the broker has the message already
+        producer.signing = not as_it_came
         try:
             producer.publish(
-                raw_body(message),
+                raw_body(content),
                 exchange=exchange,
                 routing_key=routing_key,
                 declare=list(declare),
                 headers={name: value for name, value in headers.items() if not str(name).startswith(_NOT_SENT_AGAIN)},
                 # without one kombu would make JSON of the body
-                content_type=message.content_type or "application/data",
-                content_encoding=message.content_encoding or "binary",
+                content_type=content.content_type or "application/data",
+                content_encoding=content.content_encoding or "binary",
                 delivery_mode=2,
                 confirm_timeout=PATIENCE,
                 retry=False,
@@ -129,6 +134,7 @@ def send_again(
             )
         finally:
             producer.max_payload_bytes = limit
+            producer.signing = True
 
 
 def put_off(consumer: Any, message: Any, seconds: float, headers: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field
 
 from qbridge.context import TaskContext
 from qbridge.exceptions import ArgumentsError, ConfigurationError, PayloadError
-from qbridge.serialization import Signature, result_decoder
+from qbridge.serialization.signature import Signature, result_decoder
 
 ID = UUID("9ffb1828-5cf3-4522-98b2-4e718a5c6f65")
 NOW = datetime(2026, 11, 21, 3, 4, 5, 678901, tzinfo=UTC)

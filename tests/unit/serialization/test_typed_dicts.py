@@ -11,7 +11,7 @@ import typing_extensions
 from pydantic import ConfigDict, Field
 
 from qbridge import ArgumentsError, PayloadError
-from qbridge.serialization import Signature
+from qbridge.serialization.signature import Signature
 from qbridge.serialization.typed_dicts import readable
 
 

@@ -216,7 +216,10 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> None:
         with self._session() as (session, layout):
-            row = self._row(task_id, result, state, traceback, request)
+            locked, traceback = self.locked(task_id, state, result, traceback, request)
+            row = self._row(task_id, locked, state, traceback, request)
+            if self.lock is not None:
+                row["children"] = None  # they are with the value
             values = {f"new_{name}": row.get(name) for name in layout.columns}
             if layout.upsert is not None:
                 session.execute(layout.upsert, values)

@@ -19,6 +19,7 @@ from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 from qbridge.backends.embedded.qos import QoS
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES
 from qbridge.backends.embedded.store import Claim, Outgoing, Store
+from qbridge.serialization.limits import BoundedMessage
 
 if TYPE_CHECKING:
     from qbridge.backends.embedded.transport import Transport
@@ -28,7 +29,7 @@ __all__ = ["Channel", "PublishBatch"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 # kombu has no usable types here: its base classes, messages and callbacks are Any at this border.
-Message = dict[str, Any]
+Payload = dict[str, Any]
 Callback = Callable[[Any], Any]
 
 CLAIM_PATIENCE = 1.0
@@ -47,9 +48,14 @@ class Subscription:
     """The queue may hold something that this consumer has not looked at."""
 
 
+class _Message(virtual.Message, BoundedMessage):
+    """kombu's message, which is not decompressed to any size."""
+
+
 class Channel(virtual.Channel):
     """A channel; everything it declares and sends is in the file, for all processes."""
 
+    Message = _Message
     QoS = QoS
     supports_fanout = True
     body_encoding: Any = None  # SQLite keeps text and bytes as they are
@@ -160,7 +166,7 @@ class Channel(virtual.Channel):
 
     def basic_publish(
         self,
-        message: Message,
+        message: Payload,
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -170,7 +176,7 @@ class Channel(virtual.Channel):
         self.publish_many([(message, exchange, routing_key)], mandatory=mandatory, timeout=timeout)
 
     def publish_many(
-        self, messages: Iterable[tuple[Message, str, str]], *, mandatory: bool = False, timeout: float | None = None
+        self, messages: Iterable[tuple[Payload, str, str]], *, mandatory: bool = False, timeout: float | None = None
     ) -> None:
         """Publish prepared messages in one transaction: all are stored, or an error is raised and none is.
 
@@ -185,7 +191,7 @@ class Channel(virtual.Channel):
         """
         self.transport.send([self.outgoing(*message) for message in messages], mandatory=mandatory, timeout=timeout)
 
-    def outgoing(self, message: Message, exchange: str, routing_key: str) -> Outgoing:
+    def outgoing(self, message: Payload, exchange: str, routing_key: str) -> Outgoing:
         """The row that a prepared message becomes."""
         priority = self._get_message_priority(message)
         return envelope.seal(message, exchange or "", routing_key or "", priority)
@@ -290,7 +296,7 @@ class PublishBatch:
         self.max_size = max_size
         self._messages: list[Outgoing] = []
 
-    def publish(self, message: Message, exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
+    def publish(self, message: Payload, exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
         """Add a message; at ``max_size`` all are sent."""
         self._messages.append(self.channel.outgoing(message, exchange, routing_key))
         if len(self._messages) >= self.max_size:

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 
 from qbridge.backends.deadline import bounded
+from qbridge.serialization.limits import BoundedMessage
 
 __all__ = ["BoundedAMQPTransport", "ConfirmChannel", "NotConfirmed"]
 
@@ -29,8 +30,18 @@ class NotConfirmed(OperationalError):
         self.tags = tags
 
 
+class _Message(pyamqp.Message, BoundedMessage):
+    """kombu's message, which is not decompressed to any size."""
+
+
+class _Channel(pyamqp.Channel):
+    Message = _Message
+
+
 class _BoundedConnection(pyamqp.Connection):
     """py-amqp's connection; its reads end with the call's deadline (see ``backends.deadline``)."""
+
+    Channel = _Channel
 
     def blocking_read(self, timeout: float | None = None) -> Any:
         return super().blocking_read(bounded(timeout))

@@ -20,6 +20,7 @@ from qbridge.backends.redis.keeper import Keeper
 from qbridge.backends.redis.messages import FAULTS, envelope, thrown_away
 from qbridge.backends.redis.qos import say_late
 from qbridge.backends.redis.sending import SOON, eta_of
+from qbridge.serialization.locked_messages import Due
 
 __all__ = ["Claiming"]
 
@@ -226,6 +227,8 @@ class Claiming:
         if due is not None and due - self._now <= SOON:
             due = None
             if "eta" in item["headers"]:
+                if isinstance(item["headers"]["eta"], str):
+                    item["properties"]["delivery_info"]["due"] = Due(item["headers"]["eta"])
                 item["headers"]["eta"] = None
         if due is not None:  # of a plain sender, or of before there was a worker: the server keeps it, not this process
             number = self._get_message_priority(item, reverse=False)

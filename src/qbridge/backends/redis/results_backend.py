@@ -11,11 +11,13 @@ from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend as CeleryRedisBackend
 from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
+from celery.states import SUCCESS
 
 from qbridge.backends.redis.claim_store import RedisClaims
 from qbridge.backends.redis.watcher import RedisWatcher
 from qbridge.backends.storing import KeepsOutcomes
 from qbridge.backends.watching import Alarm
+from qbridge.exceptions import PayloadError
 from qbridge.serialization.results import TypedResultMixin
 
 __all__ = ["RedisBackend", "SentinelBackend"]
@@ -91,6 +93,30 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
             pipe.set(key, value, ex=seconds or None)
             pipe.publish(key, value)
             pipe.execute()
+
+    def _store_result(
+        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        if self.lock is None:
+            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+        value, traceback = self.locked(task_id, state, result, traceback, request)
+        meta = self._get_result_meta(result=value, state=state, traceback=traceback, request=request)
+        meta.update(task_id=str(task_id), children=None)
+        if not self._has_succeeded(task_id):
+            self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+        return result
+
+    def _has_succeeded(self, task_id: Any) -> bool:
+        try:
+            return bool(self._get_task_meta_for(task_id)["status"] == SUCCESS)
+        except PayloadError:
+            return False  # it is not from a holder of the keys: this one takes its place
+
+    def _get_task_meta_for(self, task_id: Any) -> Any:
+        meta: Any = super()._get_task_meta_for(task_id)
+        if self.lock is not None and meta.get("task_id", task_id) != task_id:
+            raise PayloadError(f"the result of task {task_id} is that of another task, put in its place")
+        return meta
 
     def client_with(self, **changes: Any) -> Any:
         """A client of its own, with other connection parameters where the kind of connection has them."""

@@ -28,21 +28,29 @@ import uuid
 from functools import cache
 from typing import Any
 
+from kombu.transport import virtual
+
 from qbridge.backends.redis.claiming import Claiming
 from qbridge.backends.redis.leasing import Leasing
 from qbridge.backends.redis.places import Places
 from qbridge.backends.redis.qos import QoS
 from qbridge.backends.redis.sending import Sending
 from qbridge.backends.redis.staying import Staying
+from qbridge.serialization.limits import BoundedMessage
 
 __all__ = ["CONSUME_ORDER", "derive"]
 
 CONSUME_ORDER = (9, 0, 3, 6)
 
 
+class _Message(virtual.Message, BoundedMessage):
+    """kombu's message, which is not decompressed to any size."""
+
+
 class _OurChannel(Places, Sending, Claiming, Leasing, Staying):
     """Mixin for kombu's Redis channels."""
 
+    Message = _Message
     QoS = QoS
     priority_steps = CONSUME_ORDER
 

@@ -300,7 +300,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
         routing_key, correlation_id = self.destination_for(task_id, request)
         if not routing_key:
             return result
-        body = self._to_result(task_id, state, result, traceback, request)
+        body = self._reply(task_id, state, result, traceback, request)
         publish = partial(self._publish, body, routing_key, correlation_id)
         bound = getattr(self.app, "publish_timeout", None)
         if bound is None:
@@ -308,6 +308,14 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
         else:
             self._insist(publish, bound, task_id)
         return result
+
+    def _reply(self, task_id: str, state: str, result: Any, traceback: Any, request: Any) -> dict[str, Any]:
+        if self.lock is None:
+            reply: dict[str, Any] = self._to_result(task_id, state, result, traceback, request)
+            return reply
+        value, traceback = self.locked(task_id, state, self.encode_result(result, state), traceback, request)
+        reply = self._get_result_meta(result=value, state=state, traceback=traceback, request=request)
+        return {**reply, "task_id": task_id, "children": None}
 
     def _insist(self, publish: Callable[..., None], bound: float, task_id: str) -> None:
         # More patient than a sender: the task is done, and its result is lost with the message.
