@@ -139,9 +139,10 @@ def _pytest(
         session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
-# Tests that wait for processes more than they compute run two at a time, each process with servers of its own. Those of
-# single services do not: they kill and freeze servers, and count seconds.
+# Tests wait for processes and servers more than they compute: two run at a time, each process with servers of its own.
+# Where a file shares a server's state or a worker among its tests, the file stays together.
 _BESIDE = ("-n", "2")
+_FILES_BESIDE = (*_BESIDE, "--dist=loadfile")
 
 
 # The sessions.
@@ -180,7 +181,7 @@ def unit(session: nox.Session) -> None:
     session.run("coverage", "erase")
     # Not by pytest-cov: pytest imports our plugin before any other plugin could begin to measure.
     try:
-        _pytest(session, "tests/unit", runner=("coverage", "run", "-m", "pytest"))
+        _pytest(session, "tests/unit", *_FILES_BESIDE, runner=("coverage", "run", "-m", "pytest"))
     finally:
         session.run("coverage", "combine", silent=True)
         session.run("coverage", "report", "--skip-covered")
@@ -209,8 +210,7 @@ def integration(session: nox.Session) -> None:
     """What only one real service has, and faults."""
     _install(session, "test")
     _need_servers(session)
-    # One after the other, in the order of their names: some share Celery's process-wide registers.
-    _pytest(session, "tests/integration")
+    _pytest(session, "tests/integration", *_FILES_BESIDE)
 
 
 @session()
@@ -228,7 +228,7 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet", "docs", "site")
     _need_servers(session)
     _need_systemd(session)
-    _pytest(session, "tests/docs")
+    _pytest(session, "tests/docs", *_BESIDE, "--dist=load")
 
 
 @session(reuse_venv=False)
@@ -252,12 +252,11 @@ def wheel(session: nox.Session) -> None:
     shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     with session.chdir(place):
         session.run("python", "-c", "import qbridge; assert 'site-packages' in qbridge.__file__, qbridge.__file__")
-    _pytest(session, "tests/unit", cwd=place, report="wheel-unit")
+    _pytest(session, "tests/unit", *_FILES_BESIDE, cwd=place, report="wheel-unit")
     if any((place / "tests" / "contract").rglob("test_*.py")):
         session.run("python", "-m", "qbridge.testing.servers", "install", "redis", "rabbitmq")
-        for broker, results in (("embedded", "sqlite"), ("rabbitmq", "redis")):
-            pair = [f"--qbridge-broker={broker}", f"--qbridge-results={results}"]
-            _pytest(session, "tests/contract", *pair, cwd=place, report=f"wheel-contract-{broker}-{results}")
+        pairs = ["-k", "embedded-sqlite or rabbitmq-redis"]
+        _pytest(session, "tests/contract", *_BESIDE, "--dist=loadgroup", *pairs, cwd=place, report="wheel-contract")
 
 
 def _compare_contents(session: nox.Session, archive: Path) -> None:

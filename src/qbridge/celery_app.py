@@ -153,6 +153,7 @@ class BridgeCelery(Celery):
     write_transport_options: Mapping[str, Any] = {}
 
     _pool: BridgeConnectionPool | None
+    _backend: Any
     _tasks: BridgeRegistry
 
     def __init__(
@@ -207,6 +208,20 @@ class BridgeCelery(Celery):
         if names is None or any(name.startswith(_BACKENDS) for name in names):
             self._forget_backend()
         self._tasks.follow(self._conf, names)
+
+    @property
+    def backend(self) -> Any:
+        """The app's result backend: one, also where several threads ask for the first time at once.
+
+        Celery would make one for each, and keep the last: connections of the others are closed by nobody.
+        """
+        backend = self._backend
+        if backend is None:
+            with self.pools_lock:
+                backend = self._backend
+                if backend is None:
+                    backend = self._backend = self._get_backend()
+        return backend
 
     def _forget_backend(self) -> None:
         self._backend_cache = None

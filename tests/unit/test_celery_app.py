@@ -294,6 +294,30 @@ def test_eager_mode_may_be_switched(bridge: Bridge) -> None:
     assert "PENDING" == task.delay(1, 2).state
 
 
+def test_threads_that_ask_at_once_get_one_backend(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several would have connections that nobody closes, and with rpc replies that nobody waits for."""
+    got: list[Any] = []
+    make = bridge.celery._get_backend
+    together = threading.Barrier(4)
+
+    def slowly() -> Any:
+        time.sleep(0.01)  # gives the others their turn
+        return make()
+
+    def ask() -> None:
+        together.wait(10)
+        got.append(bridge.celery.backend)
+
+    monkeypatch.setattr(bridge.celery, "_get_backend", slowly)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert 4 == len(got)
+    assert {id(bridge.celery.backend)} == {id(each) for each in got}
+
+
 def test_results_follow_an_assigned_backend(tmp_path: Path) -> None:
     """Handles of typed tasks read from where the settings say, also if the configuration names no results."""
     with Bridge(BridgeConfig(broker=f"embedded://{tmp_path}/b.db", results="disabled://")) as bridge:
