@@ -32,6 +32,9 @@ from qbridge.producer import BridgeProducer, BridgeProducerPool
 
 __all__ = ["BridgeAMQP", "BridgeConnection", "BridgeConnectionPool", "SafeConnection"]
 
+# Options of a send that describe its arguments.
+_IN_THE_HEADERS = ("argsrepr", "kwargsrepr")
+
 _GOODBYE = 1.0  # seconds for the closing handshakes of all connections that are closed at once
 
 # kombu tries the import of librabbitmq for every connection. The lock of an import that another thread had begun at
@@ -328,6 +331,9 @@ class BridgeAMQP(AMQP):
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             # an expired message reaches a worker, which says so; the broker would drop it without a word
             options.pop("expiration", None)
+            for name in _IN_THE_HEADERS:
+                # Celery has written them there, and would write them among the message's properties once more
+                options.pop(name, None)
             if options.get("confirm_timeout") is None:
                 options["confirm_timeout"] = confirm_timeout
             return send(producer, name, message, **options)

@@ -235,6 +235,7 @@ def test_a_message_on_the_wire_is_celerys_protocol_two(broker: str, request: pyt
     assert message.properties["correlation_id"] == sent.id
     assert message.properties["reply_to"]
     assert message.properties["delivery_mode"] == 2
+    assert {"argsrepr", "kwargsrepr"}.isdisjoint(message.properties)  # they are headers
     body = message.body.decode() if isinstance(message.body, bytes) else message.body
     assert json.loads(body) == [[1], {"b": 2}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
