@@ -232,9 +232,16 @@ def pairs() -> Iterator[str]:
     yield from ("## Result backends", "")
     results = {name: _results_of(value).capabilities for name, value in _RESULTS.items()}
     yield from _table(
-        ("result backend", "readable in other processes, more than once", "progress", "chords", "notes"),
+        ("result backend", "readable in other processes, more than once", "progress", "chords", "claims", "notes"),
         (
-            (name, _yes(can.readable_elsewhere), _yes(can.progress), _yes(can.chords), "; ".join(can.notes))
+            (
+                name,
+                _yes(can.readable_elsewhere),
+                _yes(can.progress),
+                _yes(can.chords),
+                _yes(can.claims),
+                "; ".join(can.notes),
+            )
             for name, can in results.items()
         ),
     )

@@ -29,12 +29,14 @@ from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
 from qbridge.dead_letters import DeadLetters
 from qbridge.due_by import HEADER_DEADLINE, as_deadline
-from qbridge.exceptions import ConfigurationError
+from qbridge.exceptions import ConfigurationError, UnsupportedFeature
+from qbridge.once import SendOnce, key_of, refuse_keys
 from qbridge.options import SendOptions, checked_send_options
 from qbridge.queues import KnownQueues
 from qbridge.readers import EagerReader, HubReader, NoReader
 from qbridge.report import Report
 from qbridge.result import ResultReader, TaskResult
+from qbridge.revoked import remember_revoked
 from qbridge.sending import Attempts, SendingThreads
 from qbridge.serialization.signature import result_decoder
 from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
@@ -154,6 +156,8 @@ class Bridge(Declares):
         new_queue = definition.queue is not None and definition.queue not in self._queues.configs()
         if definition.queue is not None:
             QueueConfig(definition.queue)  # refuses a name that brokers cannot carry
+        if definition.options.get("unique", False) is not False:
+            self._refuse_without_claims(definition)
         self._tasks[definition.name] = keep_unique(self._tasks, task)
         if self._app is not None:
             self._attach(self._app, definition)
@@ -161,6 +165,14 @@ class Bridge(Declares):
                 self._app.make_queues = self._queues.declarations
                 self._app.amqp.forget_derived("queues", "default_queue", "router", "send_task_message")
         return task
+
+    def _refuse_without_claims(self, definition: TaskDefinition) -> None:
+        results = self._config.results
+        if self._config.defaults == "safe" and not results.capabilities.claims:
+            raise UnsupportedFeature(
+                f"task {definition.name} is unique, and {results.kind} results cannot keep what was sent",
+                "Set results to redis://... or to a database.",
+            )
 
     def _attach(self, app: BridgeCelery, definition: TaskDefinition) -> None:
         task = typed_task(app, self._config, definition)
@@ -216,6 +228,7 @@ class Bridge(Declares):
         self._before_send()
         prepared = []
         for definition, call, options in calls:
+            refuse_keys(definition, options)
             ready = self._options(definition, options)
             ready.setdefault("task_id", str(uuid4()))
             prepared.append((definition, self._celery_task(definition), call, ready))
@@ -230,15 +243,30 @@ class Bridge(Declares):
         ready = self._options(definition, options)
         ready.setdefault("task_id", str(uuid4()))
         args, kwargs = call
+        key = key_of(definition, call, ready.pop("idempotency_key", None))
         if app.conf.task_always_eager:
             outcome = task.send_encoded(args, kwargs, **ready)
             return TaskResult(outcome.id, EagerReader(outcome), definition.signature.decode_result, definition.name)
-        attempts = Attempts(app, self._config.broker)
-        if app.safe:
-            attempts.run(partial(task.send_encoded, args, kwargs, retry=False, **ready))
+
+        def publish(options: dict[str, Any]) -> None:
+            attempts = Attempts(app, self._config.broker)
+            if app.safe:
+                attempts.run(partial(task.send_encoded, args, kwargs, retry=False, **options))
+            else:
+                attempts.once(partial(task.send_encoded, args, kwargs, **options))
+
+        if key is None:
+            publish(ready)
         else:
-            attempts.once(partial(task.send_encoded, args, kwargs, **ready))
+            ready["task_id"] = self._send_once().send(key, ready, publish)
         return self._handle(definition, ready["task_id"])
+
+    def _send_once(self) -> SendOnce:
+        results, broker = self._config.results, self._config.broker
+        window = float(getattr(results, "expires", 86400.0))
+        return SendOnce(
+            self._celery(), broker.publish_timeout, window, lambda id_: str(self._result_reader().look(id_)["status"])
+        )
 
     def _options(self, definition: TaskDefinition, given: Mapping[str, Any]) -> dict[str, Any]:
         options = checked_send_options(given)
@@ -346,6 +374,7 @@ class Bridge(Declares):
         tell = partial(app.control.revoke, task_id, terminate=terminate)
         if app.safe:
             Attempts(app, self._config.broker).run(tell)
+            remember_revoked(app, task_id)
         else:
             tell()
 

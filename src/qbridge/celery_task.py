@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from billiard.common import terminate_handler_fired
 from celery import Task as CeleryTask
+from celery import signals
 from celery.exceptions import (
     Ignore,
     MaxRetriesExceededError,
@@ -38,6 +39,7 @@ from qbridge.retry import Retry
 from qbridge.retrying import History, hand_over
 from qbridge.serialization.results import NEXT_ATTEMPT, error_text
 from qbridge.serialization.schema import wire_json
+from qbridge.standing import AGAIN, HEADER_ONCE, Standing
 from qbridge.task import TaskDefinition
 
 __all__ = ["TypedTask", "typed_task"]
@@ -58,7 +60,8 @@ class _Run:
     It has the request: on the event loop of async tasks Celery's ``task.request`` is nobody's.
     """
 
-    def __init__(self, task: TypedTask, request: Any, began: float) -> None:
+    def __init__(self, task: TypedTask, request: Any, began: float, standing: Standing) -> None:
+        self.standing = standing
         self.task = task
         self.request = request
         self.began = began
@@ -71,8 +74,11 @@ class _Run:
         task_id = str(self.request.id)
         if passed(deadline_of(self.request.headers)):
             raise TaskRevoked(f"the deadline of task {task_id} has passed", "", task_id)
-        if _revoked_here(task_id):
+        if _revoked_here(task_id) or self.standing.is_revoked():
             raise TaskRevoked(f"task {task_id} was revoked while it ran", "", task_id)
+
+    def token(self) -> int:
+        return self.standing.token()
 
     def try_again(self, wait: float | None) -> NoReturn:
         """Schedule the attempt that the running one asks for.
@@ -118,33 +124,42 @@ class TypedTask(CeleryTask):
         definition = self.definition
         if self.request.called_directly:
             return definition.function(*args, **kwargs)
+        standing = Standing(self, self.request)
+        standing.begin()
         given, named = definition.signature.decode_call(args, kwargs)
         began = time.time()
         try:
             with limited(deadline_of(self.request.headers)):
-                value = self._tried(given, named, began)
+                value = self._tried(given, named, began, standing)
         except _AskedAgain as asked:
+            standing.end()
             self._try_again(asked.error, asked.wait, History.of(self.request, began))
         except (CeleryRetry, Ignore, Reject):
+            standing.end()
             raise
         except Exception as error:
+            standing.end()
+            if isinstance(error, TaskRevoked) and error.task_id == self.request.id:
+                self._end_revoked(error)
             self._retry_if_due(error, began)
             raise
         except BaseException as error:
             if self.request.is_eager or _ends_the_process(error):
                 raise
+            standing.end()
             text = "".join(traceback.format_exception(error))
             raise TaskFailed(type(error).__qualname__, error_text(error), text, str(self.request.id)) from error
+        standing.end()
         encoded = definition.signature.encode_result(value)
         self._refuse_large(encoded)
         return encoded
 
-    def _tried(self, given: list[Any], named: Mapping[str, Any], began: float) -> Any:
+    def _tried(self, given: list[Any], named: Mapping[str, Any], began: float, standing: Standing) -> Any:
         """Call the function; again in this slot, if the policy says ``where="worker"``."""
         function, request = self.definition.function, self.request
 
         def call() -> Any:
-            first = (self._context(request, began),) if self.definition.context else ()
+            first = (self._context(request, began, standing),) if self.definition.context else ()
             return function(*first, *given, **named)
 
         if self.policy is not None and self.policy.where == "worker":
@@ -194,7 +209,7 @@ class TypedTask(CeleryTask):
                 "Store the data and return a reference, or raise serialization.max_payload_bytes.",
             )
 
-    def _context(self, request: Any, began: float) -> TaskContext:
+    def _context(self, request: Any, began: float, standing: Standing) -> TaskContext:
         given = _given(request.headers or {})
         info = request.delivery_info or {}
         return TaskContext(
@@ -204,8 +219,21 @@ class TypedTask(CeleryTask):
             queue=queue_named(self.app, info.get("routing_key")),
             headers={key: value for key, value in given.items() if not key.startswith("qbridge")},
             deadline=deadline_of(request.headers),
-            _run=_Run(self, request, began),
+            _run=_Run(self, request, began, standing),
         )
+
+    def _end_revoked(self, error: TaskRevoked) -> None:
+        """End a run that its own ``ctx.check()`` has ended: REVOKED, as a task that was revoked before it ran.
+
+        Raises:
+            celery.exceptions.Ignore: but for an eager task, whose caller gets the error.
+        """
+        request = self.request
+        if request.is_eager:
+            return
+        self.backend.mark_as_revoked(request.id, error.what, request=request, store_result=not self.ignore_result)
+        signals.task_revoked.send(sender=self, request=request, terminated=False, signum=None, expired=False)
+        raise Ignore from error
 
     # -- retries
 
@@ -308,8 +336,16 @@ _LOOK_UP = 0.5
 # kombu's native delays put the bits of the delay before the key.
 _DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 
-# RabbitMQ's notes about a message that was delayed or delivered again.
-_BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+# Notes about a message that was delayed or delivered again: RabbitMQ's, and ours.
+_BROKER_HEADERS = (
+    AGAIN,
+    HEADER_ONCE,
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+)
 
 
 def _leave_at_shutdown(left: float, error: Exception) -> None:

@@ -59,6 +59,10 @@ class Run(Protocol):
         """Raise if the run should end."""
         ...
 
+    def token(self) -> int:
+        """Return a number that grows with each run."""
+        ...
+
     def try_again(self, wait: float | None) -> NoReturn:
         """End this attempt and schedule another."""
         ...
@@ -72,6 +76,10 @@ class _Detached:
 
     def check(self) -> None:
         """Nobody ends a plain call."""
+
+    def token(self) -> int:
+        """Nothing runs beside a plain call that a token could tell it from."""
+        return 0
 
     def try_again(self, wait: float | None) -> NoReturn:
         raise RuntimeError("this task was called directly: there is no worker that could run it again")
@@ -100,6 +108,20 @@ class TaskContext:
         """True if a failure of this run will not be retried for want of attempts."""
         return self.attempt >= self.max_attempts
 
+    @property
+    def fencing_token(self) -> int:
+        """A number that is larger than that of every run of this task that began before.
+
+        Store it beside the effect, and refuse writes with a smaller one: then a worker that was taken for dead, and
+        goes on, cannot undo what the next one did. Asked for the first time it costs a round trip to the result
+        backend; where that keeps no claims (rpc, none), it is made of the broker's counts. 0 in a plain call.
+
+        Raises:
+            TaskRevoked: if another run has begun after this one: there is no use in going on.
+            UnsupportedFeature: if neither the result backend keeps claims nor the broker counts deliveries.
+        """
+        return self._run.token()
+
     def progress(self, done: float, total: float, note: str | None = None) -> None:
         """Tell callers how far the task is; ``TaskResult.progress()`` returns it.
 
@@ -113,8 +135,10 @@ class TaskContext:
     def check(self) -> None:
         """Let a long task end where it can, if there is no use in going on; call it between two pieces of work.
 
-        A revoke is seen on the thread pool only: a child of the process pool does not hear of it (there
-        ``revoke(terminate=True)`` ends the task), and the solo pool does not listen while a task runs.
+        What it raises ends the task as REVOKED, without another attempt. At most twice a second it asks Redis or
+        database results whether the task was revoked. Other results do not know: there only the thread pool sees it,
+        because a child of the process pool does not hear of it (``revoke(terminate=True)`` ends the task), and the solo
+        pool does not listen while a task runs.
 
         Raises:
             TaskRevoked: if the deadline has passed, or if the task was revoked.

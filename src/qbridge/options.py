@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict, cast, get_args
 
@@ -27,6 +27,7 @@ Priority = Literal["low", "normal", "high"]
 Delivery = Literal["at_least_once", "at_most_once"]
 Serialization = Literal["json", "msgpack"]
 When = float | timedelta | datetime
+Unique = Callable[[Mapping[str, Any]], str]
 
 
 class TaskOptions(TypedDict, total=False):
@@ -54,6 +55,9 @@ class TaskOptions(TypedDict, total=False):
     serialization: Serialization
     strict: bool
     """False: callers' arguments are coerced by pydantic (``"1"`` for an int)."""
+    unique: bool | Unique
+    """True: while a call is queued or runs, another with the same arguments is not sent; its caller gets the handle of
+    the first. A function of the arguments by name (JSON values) returns the text that must be the same instead."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -71,6 +75,8 @@ class SendOptions(TypedDict, total=False):
     task_id: str
     headers: Mapping[str, Any]
     """JSON values; ``TaskContext.headers`` shows them."""
+    idempotency_key: str
+    """The second send of a task with the same key sends nothing, and returns the handle of the first."""
     deadline: datetime | timedelta
     """By when it has to be over, or how long from now; not begun after that, and inherited by what the task sends."""
 
@@ -147,6 +153,7 @@ def _checked_task_options(options: TaskOptions) -> TaskOptions:
     for name in ("results", "strict"):
         if not isinstance(checked.get(name, True), bool):
             raise ConfigurationError(f"{name}={checked[name]!r} is not a switch", "Give True or False.")
+    _check_unique(checked)
     if not isinstance(checked.get("retry"), Retry | None):
         raise ConfigurationError(f"retry={checked['retry']!r} is not a Retry", "Give Retry(on=..., attempts=...).")
     rate = checked.get("rate_limit")
@@ -155,6 +162,16 @@ def _checked_task_options(options: TaskOptions) -> TaskOptions:
     if checked.get("name") is not None and (not isinstance(checked["name"], str) or not checked["name"]):
         raise ConfigurationError(f"name={checked['name']!r} is not a name", "Give a text that is not empty.")
     return cast(TaskOptions, checked)
+
+
+def _check_unique(checked: Mapping[str, Any]) -> None:
+    unique = checked.get("unique", False)
+    if not isinstance(unique, bool) and not callable(unique):
+        raise ConfigurationError(f"unique={unique!r} is no switch and no function", "Give True, or a function.")
+    if unique is not False and checked.get("results") is False:
+        raise ConfigurationError(
+            "unique and results=False do not go together", "Leave results=False out: a stored result tells the end."
+        )
 
 
 def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +196,9 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
         checked["expires"] = datetime.now(UTC) + timedelta(seconds=seconds)
     if "task_id" in checked and (not isinstance(checked["task_id"], str) or not checked["task_id"]):
         raise ConfigurationError(f"task_id={checked['task_id']!r} is not an id", "Give a text that is not empty.")
+    key = checked.get("idempotency_key", "a")
+    if not isinstance(key, str) or not key:
+        raise ConfigurationError(f"idempotency_key={key!r} is no key", "Give a text that is not empty.")
     if checked.get("priority") not in (None, "low", "normal", "high"):
         raise ConfigurationError(
             f"priority={checked['priority']!r} is not a priority",

@@ -161,12 +161,18 @@ class TaskResult(Generic[R_co]):
         return Retrying(int(told["attempt"]), datetime.fromtimestamp(told["next_at"], UTC), error)
 
     def revoke(self, *, terminate: bool = False) -> None:
-        """Tell the workers not to run the task; on the thread pool a running one ends at its next ``ctx.check()``.
+        """Have the task not run, or end at its next ``ctx.check()`` if it runs.
 
-        The workers that run now are told. They keep it in memory: when all of them restart, it is forgotten.
+        The workers that run now are told, and Redis and database results remember it for 30 days: workers that start
+        later learn it there. Without these, it is forgotten when all workers restart, and a running task sees it on the
+        thread pool only.
 
         Args:
             terminate: also end it if it is running (process pool only).
+
+        Raises:
+            BrokerUnavailable: if the workers cannot be told.
+            ResultsUnavailable: if they were told, and the result backend cannot remember it.
         """
         self._reader.revoke(self.id, terminate=terminate)
 
@@ -209,7 +215,11 @@ class TaskResult(Generic[R_co]):
         if status == "SUCCESS":
             return self._decode(_raw(meta))
         if status == "REVOKED":
-            raise TaskRevoked(f"task {self.id} was revoked, or had expired, before it ran", "", self.id)
+            stored = meta.get("error_json")
+            told = stored.get("exc_text") if isinstance(stored, Mapping) else None
+            ours = isinstance(told, str) and self.id in told  # of a run that ctx.check() has ended
+            what = str(told) if ours else f"task {self.id} was revoked, or had expired, before it ran"
+            raise TaskRevoked(what, "", self.id)
         raise _remote_error(meta, self.id)
 
 

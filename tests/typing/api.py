@@ -91,11 +91,26 @@ def crunch(ctx: TaskContext, rows: list[Invoice]) -> dict[str, int]:
     assert_type(ctx.task_id, str)
     assert_type(ctx.attempt, int)
     assert_type(ctx.is_last_attempt, bool)
+    assert_type(ctx.fencing_token, int)
     assert_type(ctx.deadline, datetime | None)
     ctx.check()
     assert_type(ctx.queue, str | None)
     ctx.progress(1, 2, note="half")
     return {}
+
+
+@bridge.task(unique=True)
+def rebuild(index: str) -> str:
+    return index
+
+
+@bridge.task(unique=lambda arguments: str(arguments["index"]))
+def rebuild_one(index: str, depth: int) -> str:
+    return index
+
+
+assert_type(rebuild.using(idempotency_key="k").delay("a"), TaskResult[str])
+rebuild.using(idempotency_key=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @bridge.task

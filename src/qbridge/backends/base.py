@@ -117,6 +117,8 @@ class ResultCapabilities:
     """A result can be read by id from another process, more than once."""
     chords: bool
     progress: bool
+    claims: bool = False
+    """Who may run, what was sent and what is revoked can be agreed here, across processes and restarts."""
     notes: tuple[str, ...] = ()
 
 

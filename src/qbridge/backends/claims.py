@@ -30,7 +30,8 @@ class Wanted:
         note: what the claim is to say to others; empty: what it says already.
         running: seconds for which the holder has acted as if it had the key: who took it within them is the later one,
             and keeps it even if that claim has ended.
-        over: a holder from whom it is taken although its claim has not ended; ``ANYBODY``, or empty for nobody.
+        over: a holder from whom it is taken although its claim has not ended, unless that one is the later;
+            ``ANYBODY``, or empty for nobody.
     """
 
     key: str

@@ -21,6 +21,7 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 from qbridge.dead_letters import Reason
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
 from qbridge.serialization.refused import MessageRefused
+from qbridge.worker.claims import Claims
 from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
@@ -97,6 +98,7 @@ class BridgeConsumer(Consumer):
         self.strategies: Any = _Strategies(self)
         self.dead_letters = DeadLetters(self)
         self.pulse: Pulse = Pulse()
+        self._claims = Claims(self)
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
@@ -108,6 +110,16 @@ class BridgeConsumer(Consumer):
         connection = super().connect()
         self._refusals = 0
         return connection
+
+    def stop(self) -> None:
+        """Stop consuming."""
+        self._claims.stop()
+        super().stop()
+
+    def shutdown(self) -> None:
+        """Stop for good."""
+        self._claims.stop()
+        super().shutdown()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         """Wait before the next attempt at a broker that is there and refuses: Celery tries again at once, for ever."""
@@ -168,6 +180,7 @@ class BridgeConsumer(Consumer):
         delays = Delays(self)
         app: Any = self.app
         lock, max_bytes = app.lock, app.max_payload_bytes
+        self._claims.start()
         connection_errors = tuple(
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )
@@ -185,7 +198,11 @@ class BridgeConsumer(Consumer):
                     return self._bury(message)
                 unlock(message, lock, max_bytes)
                 self._screen(message)
-                if is_taken_over(message, self) or delays.put_back(message, guarded):
+                if (
+                    is_taken_over(message, self)
+                    or delays.put_back(message, guarded)
+                    or self._claims.holds(message, guarded)
+                ):
                     return None
                 return handle(message)
             except connection_errors:

@@ -11,6 +11,7 @@ from celery.worker import state
 from qbridge.backends.storing import OutcomeNotStored
 from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
+from qbridge.standing import HOLDER, TOKEN
 from qbridge.worker.running import AdoptingRequest
 
 __all__ = ["TypedRequest"]
@@ -31,6 +32,13 @@ class TypedRequest(AdoptingRequest):
         if due is not None and (expires is None or due < expires):
             # a task past its deadline is a task that has expired: not run, REVOKED
             self._expires = due
+        app: Any = self._app
+        if app.holder:
+            info, came = self._delivery_info, message.delivery_info
+            attempt = message.headers.get("retries")
+            info[HOLDER] = came.get(HOLDER) or (f"{app.holder}-{attempt}" if attempt else app.holder)
+            if TOKEN in came:
+                info[TOKEN] = came[TOKEN]
 
     @property
     def body(self) -> Any:

@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
 
+from qbridge.standing import comes_again
 from qbridge.worker.ending import end_processes
 
 __all__ = ["AdoptingRequest", "end_running", "is_taken_over", "keep_claimed"]
@@ -108,9 +109,9 @@ def is_taken_over(message: Any, consumer: Any) -> bool:
         message: as it came.
         consumer: whose it is.
     """
-    if not message.delivery_info.get("redelivered"):
-        return False
     headers = message.headers or {}
+    if not comes_again(message.delivery_info, headers):
+        return False
     task_id = headers.get("id")
     if task_id in state.successful_requests:
         logger.info("Task %s came again although it has succeeded here: its acknowledgement was lost", task_id)

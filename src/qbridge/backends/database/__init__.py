@@ -263,6 +263,7 @@ class DatabaseResults(ResultBackend, frozen=True):
     def capabilities(self) -> ResultCapabilities:
         return ResultCapabilities(
             readable_elsewhere=True,
+            claims=True,
             chords=True,
             progress=True,
             notes=("waiting polls the database; chords are polled by a task, once a second",),

@@ -75,17 +75,15 @@ class DatabaseClaims:
     def _update(self, connection: sa.Connection, kind: Kind, wanted: Wanted) -> sa.Update:
         table, now = self.table.c, _now(connection)
         mine = table.holder == wanted.holder
-        free = sa.and_(table.ends <= now, now - table.since >= int(wanted.running * 1000))
-        allowed = [mine, free]
-        if wanted.over == ANYBODY:
-            allowed = [sa.true()]
-        elif wanted.over:
-            allowed.append(table.holder == wanted.over)
+        free = table.ends <= now
+        if wanted.over:
+            free = sa.true() if wanted.over == ANYBODY else sa.or_(free, table.holder == wanted.over)
+        older = now - table.since >= int(wanted.running * 1000)
         note: Any = wanted.note or sa.case((mine, table.note), else_="")
         # in order: MySQL sees what was assigned before, so the holder comes last
         return (
             sa.update(self.table)
-            .where(table.kind == kind, table.key == wanted.key, sa.or_(*allowed))
+            .where(table.kind == kind, table.key == wanted.key, sa.or_(mine, sa.and_(free, older)))
             .ordered_values(
                 (table.token, sa.case((mine, table.token), else_=table.token + 1)),
                 (table.since, sa.case((mine, table.since), else_=now)),

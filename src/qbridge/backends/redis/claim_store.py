@@ -28,8 +28,8 @@ local holder, token, since, ends = row[1], tonumber(row[2] or 0), tonumber(row[3
 local note = row[5] or ''
 local wanted, lease = ARGV[1], tonumber(ARGV[2])
 local mine = holder == wanted
-local free = not holder or (ends <= now and now - since >= tonumber(ARGV[4]))
-if mine or free or ARGV[5] == '*' or holder == ARGV[5] then
+local free = ends <= now or ARGV[5] == '*' or holder == ARGV[5]
+if not holder or mine or (free and now - since >= tonumber(ARGV[4])) then
     if not mine then token, since, note = token + 1, now, '' end
     if ARGV[3] ~= '' then note = ARGV[3] end
     holder, ends = wanted, now + lease

@@ -131,7 +131,7 @@ class RedisResults(RedisServer, ResultBackend, frozen=True):
 
     @property
     def capabilities(self) -> ResultCapabilities:
-        return ResultCapabilities(readable_elsewhere=True, chords=True, progress=True)
+        return ResultCapabilities(readable_elsewhere=True, chords=True, progress=True, claims=True)
 
     def check(self) -> Iterable[Finding]:
         from qbridge.backends.redis.check import check_results  # loads redis-py: not needed to configure

@@ -49,7 +49,10 @@ def declare(bridge: Bridge) -> SimpleNamespace:
     """
     _bridges.add(bridge)
     made: dict[str, Any] = {}
+    claims = bridge.config.results.capabilities.claims
     for function, options in _DECLARED:
+        if "unique" in options and not claims:
+            continue  # refused there
         made[function.__name__] = bridge.task(**options)(function)
     for name, (annotation, _) in ANNOTATIONS.items():
         made[f"echo_{name}"] = bridge.task(_echo(f"echo_{name}", annotation))
@@ -80,11 +83,11 @@ def runs(path: Path) -> list[tuple[int, float, str]]:
     return [(int(pid), float(when), word.strip()) for pid, when, word in lines]
 
 
-def _wait_for(path: str) -> None:
+def _wait_for(*paths: str) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while not Path(path).exists():
+    while not any(Path(path).exists() for path in paths):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody made {path}")
+            raise TimeoutError(f"nobody made {paths[0]}")
         time.sleep(0.01)
 
 
@@ -309,6 +312,39 @@ def hold(path: str, release: str) -> int:
     _note(path)
     _wait_for(release)
     return len(runs(Path(path)))
+
+
+@task(context=True)
+def fenced(ctx: TaskContext, path: str, release: str) -> list[int]:
+    """Note the fencing token, wait to be released (all runs, or this process's), and return the tokens so far."""
+    _note(path, str(ctx.fencing_token))
+    _wait_for(release, f"{release}-{os.getpid()}")
+    return [int(word) for _, _, word in runs(Path(path))]
+
+
+@task(context=True)
+def patient(ctx: TaskContext, path: str) -> None:
+    """Go on until it is revoked."""
+    _note(path)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        ctx.check()
+        time.sleep(0.01)
+
+
+@task(unique=True)
+def alone(path: str, release: str) -> int:
+    """Be queued or running once at a time."""
+    _note(path)
+    _wait_for(release)
+    return len(runs(Path(path)))
+
+
+@task(unique=lambda arguments: str(arguments["path"]))
+def one_per_path(path: str, word: str) -> str:
+    """Be queued or running once at a time for each path."""
+    _note(path, word)
+    return word
 
 
 @task()
