@@ -17,7 +17,6 @@ from celery import Task as CeleryTask
 from celery import signals
 from celery.exceptions import (
     Ignore,
-    MaxRetriesExceededError,
     Reject,
     SoftTimeLimitExceeded,
     TaskError,
@@ -34,6 +33,7 @@ from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
 from qbridge.due_by import deadline_of, inherited, limited, passed
 from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed, TaskRevoked
+from qbridge.live_run import AskedAgain, LiveRun
 from qbridge.options import CELERY_HEADERS, Delivery
 from qbridge.retry import Retry
 from qbridge.retrying import History, hand_over
@@ -43,61 +43,6 @@ from qbridge.standing import AGAIN, HEADER_ONCE, Standing
 from qbridge.task import TaskDefinition
 
 __all__ = ["TypedTask", "typed_task"]
-
-
-class _AskedAgain(CeleryRetry):
-    """Raised by ``ctx.retry()``: the next attempt is sent when the body has ended, in the task's own thread."""
-
-    def __init__(self, wait: float, error: Exception | None = None) -> None:
-        super().__init__("another attempt", error, wait)
-        self.wait = wait
-        self.error = error
-
-
-class _Run:
-    """The part of a context that talks to the worker (see ``qbridge.context.Run``).
-
-    It has the request: on the event loop of async tasks Celery's ``task.request`` is nobody's.
-    """
-
-    def __init__(self, task: TypedTask, request: Any, began: float, standing: Standing) -> None:
-        self.standing = standing
-        self.task = task
-        self.request = request
-        self.began = began
-
-    def report(self, state: str, meta: Mapping[str, Any]) -> None:
-        if not self.task.ignore_result:
-            self.task.update_state(task_id=self.request.id, state=state, meta=dict(meta))
-
-    def check(self) -> None:
-        task_id = str(self.request.id)
-        if passed(deadline_of(self.request.headers)):
-            raise TaskRevoked(f"the deadline of task {task_id} has passed", "", task_id)
-        if _revoked_here(task_id) or self.standing.is_revoked():
-            raise TaskRevoked(f"task {task_id} was revoked while it ran", "", task_id)
-
-    def token(self) -> int:
-        return self.standing.token()
-
-    def try_again(self, wait: float | None) -> NoReturn:
-        """Schedule the attempt that the running one asks for.
-
-        Raises:
-            MaxRetriesExceededError: Celery's, if this was the last attempt that the policy or the deadline allows.
-        """
-        policy, history = self.task.policy, History.of(self.request, self.began)
-        asks = f"task {self.task.name} asks for another run after attempt {history.attempt}"
-        allowed: float | None = 0.0
-        if policy is not None:
-            allowed = policy.asked_wait(history.attempt, history.elapsed, history.idle)
-        if allowed is None:
-            raise MaxRetriesExceededError(f"{asks}, its last")
-        if wait is None:
-            wait = allowed
-        if passed(deadline_of(self.request.headers), wait):
-            raise MaxRetriesExceededError(f"{asks}, and its deadline would have passed by then")
-        raise _AskedAgain(wait)
 
 
 class TypedTask(CeleryTask):
@@ -131,7 +76,7 @@ class TypedTask(CeleryTask):
         try:
             with limited(deadline_of(self.request.headers)):
                 value = self._tried(given, named, began, standing)
-        except _AskedAgain as asked:
+        except AskedAgain as asked:
             standing.end()
             self._try_again(asked.error, asked.wait, History.of(self.request, began))
         except (CeleryRetry, Ignore, Reject):
@@ -219,7 +164,7 @@ class TypedTask(CeleryTask):
             queue=queue_named(self.app, info.get("routing_key")),
             headers={key: value for key, value in given.items() if not key.startswith("qbridge")},
             deadline=deadline_of(request.headers),
-            _run=_Run(self, request, began, standing),
+            _run=LiveRun(self, request, began, standing),
         )
 
     def _end_revoked(self, error: TaskRevoked) -> None:
@@ -352,13 +297,7 @@ def _leave_at_shutdown(left: float, error: Exception) -> None:
     """Let the broker keep the rest of a wait if this process's worker shuts down (a pool's children do not know)."""
     state: Any = sys.modules.get("celery.worker.state")
     if state is not None and (state.should_stop not in (None, False) or state.should_terminate not in (None, False)):
-        raise _AskedAgain(left, error)
-
-
-def _revoked_here(task_id: str) -> bool:
-    """Return whether this process's worker knows of a revoke (children of a pool do not)."""
-    state: Any = sys.modules.get("celery.worker.state")
-    return state is not None and task_id in state.revoked
+        raise AskedAgain(left, error)
 
 
 def _count(request: Any, error: Exception, wait: float, began: float) -> None:
