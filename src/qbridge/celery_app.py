@@ -145,8 +145,7 @@ class BridgeCelery(Celery):
     lock: Lock | None = None
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
-    #: What this process's worker is called in claims; empty: it makes none.
-    holder = ""
+    holder = ""  #: What this process's worker is called in claims; empty: it makes none.
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.
     make_queues: Callable[[str], Queues] | None = None
     #: Seconds to wait for the confirmation of a task message; None: do not confirm.
