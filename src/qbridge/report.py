@@ -8,6 +8,7 @@ from typing import Any
 
 from qbridge.backends.base import Finding
 from qbridge.config import BridgeConfig, QueueConfig, conflicting_environment
+from qbridge.config.exposure import exposure
 
 __all__ = ["Report"]
 
@@ -36,6 +37,7 @@ class Report:
 def _look(config: BridgeConfig, queues: list[QueueConfig]) -> Iterator[Finding]:
     yield from config.findings
     yield from conflicting_environment(config)
+    yield from exposure(config)
     plain = {"plain": True} if config.broker.kind == "rabbitmq" and config.defaults == "celery" else {}
     yield from config.broker.check(queues, **plain)
     yield from config.results.check()
