@@ -331,6 +331,23 @@ def hazards(session: nox.Session) -> None:
 
 
 @session()
+def fuzz(session: nox.Session) -> None:
+    """Messages that nobody means: a million at the decoder, 100,000 at a running worker on each broker; hours."""
+    _install(session, "test")
+    _need_servers(session)
+    session.env.update(QBRIDGE_TEST_FUZZ_DECODED="1000000", QBRIDGE_TEST_FUZZ_SENT="100000")
+    _pytest(session, "tests/unit/worker/test_fuzz_decoder.py", "tests/fuzz", "--timeout=14400", "-s")
+
+
+@session()
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities and licences of what we depend on; asks services on the network."""
+    session.install("-e", ".[all]", "pip-audit>=2.7", "pip-licenses>=5")
+    session.run("pip-audit", "--skip-editable")
+    session.run("pip-licenses", "--order=license", "--fail-on=GNU Affero General Public License v3")
+
+
+@session()
 def bench(session: nox.Session) -> None:
     """Measure the overhead over raw Celery; not a test, and not part of the default run."""
     _install(session, "bench")
