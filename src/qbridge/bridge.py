@@ -112,6 +112,7 @@ class Bridge(Declares):
                 "worker_config": config.worker,
                 "lock": config.serialization.lock(),
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
+                "unknown_task_grace": config.worker.unknown_task_grace,
                 "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },
         )

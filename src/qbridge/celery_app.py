@@ -6,6 +6,8 @@ declared by the producer too, a pickle that finds the app again, and no process-
 no app is current at all.
 """
 
+# long because: it is the one seam to Celery's app, and all that differs is in this one place.
+
 from __future__ import annotations
 
 import sys
@@ -146,6 +148,8 @@ class BridgeCelery(Celery):
     #: Workers of this app that run in threads of this process.
     in_process_workers = 0
     holder = ""  #: What this process's worker is called in claims; empty: it makes none.
+    #: Seconds for which a task that a worker does not know is left to others.
+    unknown_task_grace = 0.0
     #: Makes the queues that the bridge knows, given the name of the default queue; None: Celery's own way.
     make_queues: Callable[[str], Queues] | None = None
     #: Seconds to wait for the confirmation of a task message; None: do not confirm.

@@ -164,8 +164,8 @@ def task_attributes(config: BridgeConfig, options: Mapping[str, Any]) -> dict[st
         late = delivery == "at_least_once"
         attributes.update(acks_late=late, reject_on_worker_lost=late)
     if delivery == "at_least_once" and safe:
-        # A killed child: sent again a few times (Celery counts it in the message), then FAILURE instead of a loop.
-        attributes.update(retry_on_worker_lost=True, max_retries=config.worker.max_redeliveries, default_retry_delay=1)
+        # A killed child: the worker sends the message again, so many times, counted apart from attempts.
+        attributes.update(reject_on_worker_lost=False, max_redeliveries=config.worker.max_redeliveries)
     return attributes
 
 

@@ -31,12 +31,13 @@ from qbridge.backends.deadline import deadline
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
+from qbridge.dead_letters.letter import HEADERS_OF_ONE_MESSAGE
 from qbridge.due_by import deadline_of, inherited, limited, passed
 from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed, TaskRevoked
 from qbridge.live_run import AskedAgain, LiveRun
 from qbridge.options import CELERY_HEADERS, Delivery
 from qbridge.retry import Retry
-from qbridge.retrying import History, hand_over
+from qbridge.retrying import History, give_up, hand_over
 from qbridge.serialization.results import NEXT_ATTEMPT, error_text
 from qbridge.serialization.schema import wire_json
 from qbridge.standing import AGAIN, HEADER_ONCE, Standing
@@ -57,6 +58,8 @@ class TypedTask(CeleryTask):
     definition: TaskDefinition
     policy: Retry | None = None
     delivery: Delivery | None = None
+    #: Losses of a worker or a process that one message survives; None: Celery's way.
+    max_redeliveries: int | None = None
     #: Largest encoded result in bytes; None: no limit.
     max_payload_bytes: int | None = None
     #: Whether messages and logs show arguments (Celery's way) or only count them.
@@ -71,7 +74,11 @@ class TypedTask(CeleryTask):
             return definition.function(*args, **kwargs)
         standing = Standing(self, self.request)
         standing.begin()
-        given, named = definition.signature.decode_call(args, kwargs)
+        try:
+            given, named = definition.signature.decode_call(args, kwargs)
+        except (ArgumentsError, PayloadError) as error:
+            give_up(error, "invalid", self.request, (self.request.retries or 0) + 1)
+            raise
         began = time.time()
         try:
             with limited(deadline_of(self.request.headers)):
@@ -194,11 +201,15 @@ class TypedTask(CeleryTask):
         policy = self.policy
         if policy is None or isinstance(error, _NEVER_AGAIN):
             return None
-        if policy.where == "worker" and isinstance(error, SoftTimeLimitExceeded):
-            return None  # the limit is the slot's, and the next attempt there would have no time
-        history = History.of(request, began)
-        wait = policy.next_wait(error, history.attempt, history.elapsed, history.idle)
-        return None if wait is None or passed(deadline_of(request.headers), wait) else wait
+        history, wait = History.of(request, began), None
+        # the limit is the slot's, and the next attempt there would have no time
+        if not (policy.where == "worker" and isinstance(error, SoftTimeLimitExceeded)):
+            wait = policy.next_wait(error, history.attempt, history.elapsed, history.idle)
+        if wait is not None and not passed(deadline_of(request.headers), wait):
+            return wait
+        if policy.covers(error):
+            give_up(error, "exhausted", request, history.attempt)
+        return None
 
     def _try_again(self, error: Exception | None, wait: float, history: History) -> NoReturn:
         """Schedule the next attempt and end this one; attempts are counted in the message."""
@@ -308,11 +319,11 @@ def _count(request: Any, error: Exception, wait: float, began: float) -> None:
 
 
 def _given(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers that neither the protocol nor the broker has added."""
+    """Return the headers that neither the protocol nor the broker has added, nor a worker for this message alone."""
     return {
         key: value
         for key, value in headers.items()
-        if key not in CELERY_HEADERS and not str(key).startswith(_BROKER_HEADERS)
+        if key not in CELERY_HEADERS and key not in HEADERS_OF_ONE_MESSAGE and not str(key).startswith(_BROKER_HEADERS)
     }
 
 

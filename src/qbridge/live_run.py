@@ -11,7 +11,7 @@ from celery.exceptions import Retry as CeleryRetry
 
 from qbridge.due_by import deadline_of, passed
 from qbridge.exceptions import TaskRevoked
-from qbridge.retrying import History
+from qbridge.retrying import History, give_up
 from qbridge.standing import Standing
 
 __all__ = ["AskedAgain", "LiveRun"]
@@ -63,13 +63,15 @@ class LiveRun:
         allowed: float | None = 0.0
         if policy is not None:
             allowed = policy.asked_wait(history.attempt, history.elapsed, history.idle)
-        if allowed is None:
-            raise MaxRetriesExceededError(f"{asks}, its last")
         if wait is None:
             wait = allowed
-        if passed(deadline_of(self.request.headers), wait):
-            raise MaxRetriesExceededError(f"{asks}, and its deadline would have passed by then")
-        raise AskedAgain(wait)
+        if allowed is None or passed(deadline_of(self.request.headers), wait or 0.0):
+            why = "its last" if allowed is None else "and its deadline would have passed by then"
+            error = MaxRetriesExceededError(f"{asks}, {why}")
+            if policy is not None:
+                give_up(error, "exhausted", self.request, history.attempt)
+            raise error
+        raise AskedAgain(wait or 0.0)
 
 
 def _revoked_here(task_id: str) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from celery.exceptions import Reject
 from celery.exceptions import Retry as CeleryRetry
@@ -22,7 +23,7 @@ from qbridge.exceptions import BrokerUnavailable
 from qbridge.sending import is_broker_error, is_connection_error
 from qbridge.serialization.results import error_text
 
-__all__ = ["HEADER_ATTEMPTS_SINCE", "HEADER_RETRY", "History", "hand_over"]
+__all__ = ["HEADER_ATTEMPTS_SINCE", "HEADER_RETRY", "GivenUp", "History", "give_up", "given_up", "hand_over"]
 
 logger = get_task_logger(__name__)
 
@@ -80,6 +81,36 @@ class History:
         if error is not None:
             told["error"] = f"{type(error).__qualname__}: {error_text(error)}"[:_ERROR_CHARACTERS]
         return {HEADER_ATTEMPTS_SINCE: datetime.fromtimestamp(self.first, UTC).isoformat(), HEADER_RETRY: told}
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Why nobody will try a task again, although somebody might have: told by the process that ran it.
+
+    Args:
+        reason: ``"exhausted"``: its policy allows no further attempt; ``"invalid"``: its arguments do not fit.
+        task_id: whose run it was; an exception may be an object that several tasks raise.
+        attempts: runs that its policy has counted.
+    """
+
+    reason: Literal["exhausted", "invalid"]
+    task_id: str
+    attempts: int
+
+
+_GIVEN_UP = "qbridge_given_up"  # attribute of an exception, which goes with it from a process of the pool to its parent
+
+
+def give_up(error: BaseException, reason: Literal["exhausted", "invalid"], request: Any, attempts: int) -> None:
+    """Note on an error that it ends its task for good; the worker keeps the message then."""
+    with suppress(AttributeError):  # an exception with slots cannot carry it
+        setattr(error, _GIVEN_UP, (reason, str(request.id), attempts))
+
+
+def given_up(error: BaseException, task_id: str) -> GivenUp | None:
+    """Return what was noted on an error for this task, if anything was."""
+    told = getattr(error, _GIVEN_UP, None)
+    return GivenUp(*told) if isinstance(told, tuple) and told[1] == task_id else None
 
 
 def hand_over(task: Any, wait: float, publish: Callable[[float], Any], late: bool) -> NoReturn:

@@ -57,7 +57,9 @@ class Folder:
         (path / ".state").mkdir(exist_ok=True)
         (path / "shop.py").write_text(shop)
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.bridge = Bridge(BridgeConfig(broker=self.broker, results=self.results, queues=["reports"]))
+        self.bridge = Bridge(
+            BridgeConfig(broker=self.broker, results=self.results, queues=["reports"], worker={"unknown_task_grace": 0})
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}

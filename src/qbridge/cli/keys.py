@@ -14,9 +14,10 @@ __all__ = ["keys"]
 @click.command()
 @click.option("--id", "name", metavar="NAME", help="Its id, which travels with each message. [default: today's date]")
 def keys(name: str | None) -> None:
-    """Make a key for serialization.signing_keys or encryption_keys, and print it.
+    """Make a key to sign or to encrypt with, and print it.
 
-    It is kept nowhere: put it where your secrets are. Use each for one of the two lists.
+    It is kept nowhere: put it where your secrets are. Use each for one of the two lists,
+    serialization.signing_keys and serialization.encryption_keys.
     """
     try:
         click.echo(new_key(name))

@@ -128,6 +128,7 @@ class WorkerConfig(ConfigModel):
         concurrency: tasks at a time; None: one per core.
         prefetch: messages taken in advance per slot.
         max_redeliveries: crashes of a worker that one message survives.
+        unknown_task_grace: seconds for which a task that a worker does not know is left to others.
         shutdown_timeout: seconds that running tasks get when the worker is told to stop.
         max_tasks_per_child: tasks after which a process of the pool is replaced; None: never.
         max_memory_per_child: KiB of resident memory above which a process of the pool is replaced; None: never.
@@ -149,6 +150,9 @@ class WorkerConfig(ConfigModel):
     # must end somewhere.
     max_redeliveries: Annotated[int, Field(ge=0)] = 5
     """Crashes of a worker that one message survives before it becomes a dead letter."""
+    # 300 s: a rolling deploy has new workers by then, and who waits for the result waits for no longer than usual.
+    unknown_task_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
+    """Seconds for which a task that a worker does not know is left to other workers before it becomes a dead letter."""
     # 25 s: below the 30 s that container platforms wait before they kill.
     shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 25.0
     """Seconds that running tasks get when the worker is told to stop; set it below the platform's grace period."""
@@ -184,6 +188,7 @@ class WorkerConfig(ConfigModel):
             concurrency: int | None = None,
             prefetch: int = 1,
             max_redeliveries: int = 5,
+            unknown_task_grace: float = 300.0,
             shutdown_timeout: float = 25.0,
             max_tasks_per_child: int | None = None,
             max_memory_per_child: int | None = None,

@@ -18,8 +18,8 @@ from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.kept import Kept
 
 __all__ = [
-    "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE", "REASONS",
-    "DeadLetter", "Reason", "fresh_headers", "name_of", "read", "record_of",
+    "HEADERS_OF_ONE_MESSAGE", "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE",
+    "REASONS", "DeadLetter", "Reason", "fresh_headers", "name_of", "read", "record_of",
 ]  # fmt: skip
 
 HEADER_DEAD_LETTER = "qbridge_dead_letter"
@@ -34,9 +34,12 @@ HEADER_LOSSES = "qbridge_losses"
 HEADER_UNKNOWN_SINCE = "qbridge_unknown_since"
 """Message header with the time since when no worker has known the message's task, in seconds since 1970."""
 
+HEADERS_OF_ONE_MESSAGE = (HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_NOT_BEFORE)
+"""Headers that the next attempt of a task begins without: it is another message."""
+
 Reason = Literal[
-    "undecodable", "malformed", "unknown_task", "invalid", "exhausted", "crashed", "unsigned", "bad_signature",
-    "too_large", "foreign",
+    "undecodable", "malformed", "unknown_task", "invalid", "exhausted", "timed_out", "crashed", "unsigned",
+    "bad_signature", "too_large", "foreign",
 ]  # fmt: skip
 """Why a message became a dead letter; ``foreign``: somebody else has put it there."""
 
@@ -48,7 +51,7 @@ _LONGEST_TRACEBACK = 8_000
 # What brokers have written into a message, and what counted its past: a replay begins anew.
 _OF_ITS_PAST = (
     HEADER_DEAD_LETTER, HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_NOT_BEFORE, "qbridge_first_attempt",
-    "qbridge_retry", "redelivered", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
+    "qbridge_retry", "qbridge_again", "redelivered", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
     "x-acquired-count",
 )  # fmt: skip
 

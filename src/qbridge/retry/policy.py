@@ -140,6 +140,10 @@ class Retry:
             return None
         return wait
 
+    def covers(self, error: BaseException) -> bool:
+        """Return whether the policy names this error, whatever is left of its attempts."""
+        return self._verdict(error) is not False
+
     def asked_wait(self, attempt: int, elapsed: float = 0.0, idle: float = 0.0) -> float | None:
         """Return the seconds to wait for a task that asks for another attempt itself, or None if it was the last.
 

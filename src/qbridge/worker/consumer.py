@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amqp.exceptions import ResourceLocked
+from celery import signals
 from celery.app.trace import build_tracer
 from celery.concurrency import prefork, solo
 from celery.exceptions import InvalidTaskError
@@ -28,6 +29,7 @@ from qbridge.worker.loops import green_loop
 from qbridge.worker.pulse import Pulse
 from qbridge.worker.running import end_running, is_taken_over, keep_claimed
 from qbridge.worker.screening import fault_of
+from qbridge.worker.unknown import UnknownTasks
 from qbridge.worker.unlocking import unlock
 
 __all__ = ["MESSAGE_FAULTS", "BridgeConsumer"]
@@ -80,6 +82,7 @@ class BridgeConsumer(Consumer):
     A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
     A worker whose name is taken says so and asks again after a while too.
     Tasks declared while the worker runs are run too.
+    A task that it does not know is left to others for a while.
     A task that is due in a while goes back to the broker, which keeps it on disk.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
@@ -96,7 +99,8 @@ class BridgeConsumer(Consumer):
         kwargs.update(without_mingle=True, without_gossip=True)
         super().__init__(*args, **kwargs)
         self.strategies: Any = _Strategies(self)
-        self.dead_letters = DeadLetters(self)
+        self.dead_letters: DeadLetters = DeadLetters(self)
+        self._unknown = UnknownTasks(self)
         self.pulse: Pulse = Pulse()
         self._claims = Claims(self)
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
@@ -223,24 +227,33 @@ class BridgeConsumer(Consumer):
         return self.dead_letters.keep(message, reason, error, self._handle)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Keep a message whose body cannot be read, then go on as Celery does."""
+        """Keep a message whose body cannot be read; Celery's log would show the body."""
         if self._kept(message, exc.reason if isinstance(exc, MessageRefused) else "undecodable", exc):
-            super().on_decode_error(message, exc)
+            logger.error("Cannot read a message (content type %r): %s", message.content_type, type(exc).__name__)
+            message.ack_log_error(logger, self.connection_errors)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Keep a message that names no task, then go on as Celery does."""
-        if self._kept(message, "malformed", InvalidTaskError("it names no task")):
-            super().on_unknown_message(body, message)
+        """Keep a message that names no task."""
+        error = InvalidTaskError("it names no task")
+        if self._kept(message, "malformed", error):
+            self._reject(message, error)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Keep a message whose task this worker does not have, then go on as Celery does."""
+        """Leave a message whose task this worker does not have to others for a while, then keep it."""
+        if self._unknown.put_back(message, self._handle):
+            return
         if self._kept(message, "unknown_task", exc):
-            super().on_unknown_task(body, message, exc)
+            self._unknown.end(message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Keep a message that is not what a producer makes, or of a refused type, then go on as Celery does."""
+        """Keep a message that is not what a producer makes, or of a refused type."""
         if self._kept(message, "undecodable" if isinstance(exc, ContentDisallowed) else "malformed", exc):
-            super().on_invalid_task(body, message, exc)
+            self._reject(message, exc)
+
+    def _reject(self, message: Any, error: Exception) -> None:
+        logger.error("Refused a message (content type %r): %s", message.content_type, error)
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_rejected.send(sender=self, message=message, exc=error)
 
     def _screen(self, message: Any) -> None:
         headers = message.headers

@@ -51,6 +51,7 @@ class DeadLetters:
         attempts: int = 0,
         crashes: int | None = None,
         traceback: str = "",
+        late: bool = True,
     ) -> bool:
         """Write a message to its queue's dead letters.
 
@@ -62,15 +63,16 @@ class DeadLetters:
             attempts: runs of its task.
             crashes: losses that count; None: as the message has it.
             traceback: of the error.
+            late: False for a message that was acknowledged before its task ran.
 
         Returns:
-            True if the broker has the copy and the message may leave its queue; False if it has been dealt with, or
-            stays there.
+            True if the message may leave its queue: the broker has the copy, or what it takes to write it later. False
+            if it stays there.
         """
-        if not self._app.safe or message.acknowledged:
+        if not self._app.safe or (late and message.acknowledged):
             return True  # Celery's own way; or it was dealt with before what failed
         channel = message.channel
-        if getattr(channel, "connection", None) is None and not getattr(channel, "stays", False):
+        if late and getattr(channel, "connection", None) is None and not getattr(channel, "stays", False):
             return False  # its channel is gone: the broker delivers it again
         came = received(message)
         queue, headers = queue_of(self._consumer, message), headers_of(came)
@@ -92,8 +94,11 @@ class DeadLetters:
         try:
             self._send(message, queue, record)
         except Exception as trouble:  # noqa: BLE001 - it is not acknowledged, whatever it was
-            self._put_off(message, queue, record, trouble, again)
-            return False
+            if late:
+                return self._put_off(message, queue, record, trouble, again)
+            name = name_of(queue)
+            logger.warning("%s does not take a message of %s that was given up (%s): %s", name, queue, reason, trouble)
+            return True
         logger.warning("A message of %s was given up (%s) and is kept in %s", queue, reason, name_of(queue))
         return True
 
@@ -111,7 +116,7 @@ class DeadLetters:
             priority=None,
         )
 
-    def _put_off(self, message: Any, queue: str, record: str, trouble: Exception, again: Callable[[Any], Any]) -> None:
+    def _put_off(self, message: Any, queue: str, record: str, trouble: Exception, again: Callable[[Any], Any]) -> bool:
         logger.warning(
             "Cannot write a dead letter to %s, the message stays in %s; trying again in %g s: %s",
             name_of(queue), queue, _AGAIN, trouble,
@@ -122,7 +127,6 @@ class DeadLetters:
         except Exception as error:  # noqa: BLE001 - then it stays with us, not acknowledged
             logger.warning("The broker takes nothing at all: %s", error)
             left = False
-        if left:
-            message.ack_log_error(logger, self._consumer.connection_errors)
-        else:
+        if not left:
             self._consumer.timer.call_after(_AGAIN, again, (message,))
+        return left

@@ -25,6 +25,11 @@ from celery.concurrency import solo
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from qbridge.backends.deadline import deadline
+from qbridge.dead_letters.letter import HEADER_LOSSES
+from qbridge.standing import AGAIN
+from qbridge.worker.resending import headers_of, losses_of, queue_of, send_again
+
 __all__ = ["Ending", "end_processes"]
 
 logger = get_logger(__name__)
@@ -37,7 +42,7 @@ _FOR_CHILDREN = 0.5
 """Seconds that a process of the pool gets to end after SIGTERM, before its task may begin elsewhere."""
 _FOR_THE_LOOP = 2.0
 """Seconds in which the worker's loop must come round; it may be waiting for a broker that is away."""
-_FOR_THE_REST = 2.0
+_FOR_THE_REST = 3.0
 """Seconds for the rest of an orderly end, connections to a broker that does not answer included."""
 
 
@@ -168,6 +173,33 @@ class Ending:
             found += withdraw()
         return found
 
+    def _send_anew(self, requests: Iterable[Any]) -> None:
+        """Send the messages of tasks that ran again, where a returned one counts as lost with a crashed worker.
+
+        RabbitMQ counts every return to a quorum queue, and a deploy is no crash. A new message counts from 0, with what
+        was counted before in its headers; it is the last of its queue.
+        """
+        consumer = self._worker.consumer
+        if consumer.connection.transport.driver_type != "amqp":
+            return
+        with deadline(_FOR_THE_LOOP):
+            if not self._cancelled and consumer.task_consumer is not None:
+                # the task was in the loop's way; what is sent now would come here again
+                with suppress(*consumer.connection_errors):
+                    consumer.task_consumer.cancel()
+            for request in requests:
+                message = request.message
+                if request.acknowledged or getattr(request.task, "max_redeliveries", None) is None:
+                    continue
+                headers = {**headers_of(message), HEADER_LOSSES: losses_of(message), AGAIN: True}
+                try:
+                    send_again(consumer.app, message, headers, "", queue_of(consumer, message))
+                except Exception as error:  # noqa: BLE001 - then it goes back as it is, and is counted
+                    logger.warning("Cannot send what ran again: %s", error)
+                    return
+                request.acknowledged = True
+                message.ack_log_error(logger, consumer.connection_errors)
+
     def _send_back(self, requests: Iterable[Any]) -> int:
         errors = self._worker.consumer.connection_errors
         number = 0
@@ -203,7 +235,10 @@ class Ending:
         consumer = self._worker.consumer
         number = 0
         try:
-            number = self._send_back(requests)
+            back = [request for request in requests if not request.acknowledged]
+            self._send_anew(back)
+            self._send_back(requests)
+            number = len(back)
             connection, consumer.connection = consumer.connection, None
             if connection is not None:
                 connection.close()

@@ -1,22 +1,36 @@
-"""One message of a typed task on its way through a worker: decoded once."""
+"""One message of a typed task on its way through a worker: decoded once, and kept if it is given up.
+
+What becomes of it after a run that failed is decided in the worker's own process, before it is acknowledged: it is sent
+again if a process was lost with it, it becomes a dead letter if nobody will try it again although somebody might, and
+else it has failed, as with Celery.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 from celery.worker import state
 
 from qbridge.backends.storing import OutcomeNotStored
+from qbridge.dead_letters import Reason
+from qbridge.dead_letters.letter import HEADER_LOSSES
 from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
-from qbridge.standing import HOLDER, TOKEN
+from qbridge.retrying import given_up
+from qbridge.standing import AGAIN, HOLDER, TOKEN
+from qbridge.worker.resending import headers_of, losses_of, put_off, queue_of, send_again
 from qbridge.worker.running import AdoptingRequest
 
 __all__ = ["TypedRequest"]
 
 logger = get_logger(__name__)
+
+_PAUSE = 1.0  # seconds until a task whose process was lost comes again
 
 
 class TypedRequest(AdoptingRequest):
@@ -55,20 +69,152 @@ class TypedRequest(AdoptingRequest):
         """None: nothing is left to decode."""
         return
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """End a task that has failed; for a ``MemoryError`` too this task alone.
+    def revoked(self) -> bool:
+        """Tell whether the task is not to be run: as Celery's, and where too many workers were lost with it."""
+        if self._lost or super().revoked():
+            return True
+        if getattr(self.message, "lost", False):
+            self._lost = True
+            self.on_failure(_lost(losses_of(self.message)))
+        return self._lost
 
-        Celery takes one for its own and ends the worker. It is the task's: an array too large to be had, say. The
-        message stays unacknowledged, and so the next worker would run it, and end.
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """End a task that has failed; its message is sent again, or kept, or leaves its queue for good.
+
+        A ``MemoryError`` ends this task alone. Celery takes one for its own and ends the worker. It is the task's: an
+        array too large to be had, say. The message stays unacknowledged, and so the next worker would run it, and end.
         A run whose outcome nobody has stored gives its message back; Celery acknowledges it.
         """
-        error = getattr(exc_info.exception, "exc", exc_info.exception)  # what came from a child is wrapped
+        error = _raised(exc_info)
         if isinstance(error, OutcomeNotStored) and self.task.acks_late:
             logger.error("Task %s[%s] goes back to its queue: %s", self.name, self.id, error)
             state.task_ready(self)
-            return self.reject(requeue=True)
+            return self._give_back()
         if isinstance(error, MemoryError):
             exc_info.exception = TaskFailed(
                 type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)
             )
+        elif isinstance(error, SystemExit | KeyboardInterrupt) and not self._ended_by_us:
+            exc_info = self._worker_lost_info(error)
+        lost = isinstance(_raised(exc_info), WorkerLostError) and self.task.max_redeliveries is not None
+        if lost and self._ended_by_us:
+            state.task_ready(self)
+            return None
+        if lost and not self.acknowledged and self._success_was_stored():
+            lost = False  # Celery acknowledges it
+        elif lost and self._comes_again(exc_info):
+            return None
+        reason = self._reason(_raised(exc_info), lost)
+        if reason is not None and not self._kept(reason, exc_info, send_failed_event, return_ok):
+            return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _give_back(self) -> None:
+        """Give the message back to its queue; RabbitMQ counts what returns as lost, and a new message from 0."""
+        consumer: Any = getattr(self.message, "consumer", None)
+        if self.task.max_redeliveries is not None and consumer.connection.transport.driver_type == "amqp":
+            headers = {**headers_of(self.message), HEADER_LOSSES: losses_of(self.message), AGAIN: True}
+            try:
+                send_again(self._app, self.message, headers, "", queue_of(consumer, self.message))
+            except Exception as error:  # noqa: BLE001 - then it goes back as it is
+                logger.warning("Cannot send task %s[%s] anew: %s", self.name, self.id, error)
+            else:
+                return self.acknowledge()
+        return self.reject(requeue=True)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Say that a time limit is over; a message that is still to be kept is not acknowledged yet."""
+        if soft or not self._held:
+            super().on_timeout(soft, timeout)
+
+    _held = False
+    _lost = False
+
+    @property
+    def _ended_by_us(self) -> bool:
+        return bool(self._already_cancelled or self._already_revoked)
+
+    def _reason(self, error: BaseException, lost: bool) -> Reason | None:
+        """Return why the message is to be kept; None if it is not."""
+        if lost:
+            return "crashed"
+        if isinstance(error, Retry | Ignore | Reject):
+            return None
+        told = given_up(error, str(self.id))
+        if told is not None:
+            return told.reason
+        policy = self.task.policy
+        if policy is None:
+            return None
+        if isinstance(error, TimeLimitExceeded):
+            return "timed_out"
+        # an error that cannot be pickled comes from a child without what was noted on it
+        used_up = policy.bounded and policy.where == "broker" and self._attempts >= policy.attempts
+        return "exhausted" if used_up else None
+
+    @property
+    def _attempts(self) -> int:
+        return int(self._request_dict.get("retries") or 0) + 1
+
+    def _kept(self, reason: Reason, exc_info: Any, *rest: bool) -> bool:
+        letters = getattr(getattr(self.message, "consumer", None), "dead_letters", None)
+        if letters is None:  # under defaults="celery" the consumer is Celery's
+            return True
+        error = _raised(exc_info)
+        told = given_up(error, str(self.id))
+        kept: bool = letters.keep(
+            self.message,
+            reason,
+            error,
+            lambda message: self.on_failure(exc_info, *rest),
+            attempts=self._attempts if told is None else told.attempts,
+            crashes=losses_of(self.message) + (reason == "crashed" and not self._lost),
+            traceback="" if reason == "crashed" else str(exc_info.traceback or ""),
+            late=bool(self.task.acks_late),
+        )
+        self._held = not kept
+        return kept
+
+    def _comes_again(self, exc_info: Any) -> bool:
+        """Send the message again whose process was lost; False if it has been lost too often.
+
+        Attempts of ``Retry`` are counted apart: the message says how many runs were lost, and nothing else changes.
+        """
+        losses = losses_of(self.message) + 1
+        if self.acknowledged or not self.task.acks_late or losses > self.task.max_redeliveries:
+            return False
+        state.task_ready(self)
+        consumer, headers = self.message.consumer, {**headers_of(self.message), HEADER_LOSSES: losses}
+        try:
+            if not put_off(consumer, self.message, _PAUSE, headers):
+                send_again(self._app, self.message, headers, "", queue_of(consumer, self.message))
+        except Exception as error:  # noqa: BLE001 - whatever the broker does: it has the message still
+            logger.warning("Cannot send task %s[%s] again, it goes back to its queue: %s", self.name, self.id, error)
+            self.reject(requeue=True)
+            return True
+        self._tell_of_retry(exc_info)
+        self.acknowledge()
+        return True
+
+    def _tell_of_retry(self, exc_info: Any) -> None:
+        error = _raised(exc_info)
+        logger.warning("A process was lost with task %s[%s], it is run again: %s", self.name, self.id, error)
+        try:
+            if self.store_errors:
+                self.task.backend.mark_as_retry(self.id, error, exc_info.traceback, request=self._context)
+        except Exception as trouble:  # noqa: BLE001 - it is run again, whether that can be seen or not
+            logger.warning("Cannot store that task %s[%s] is run again: %s", self.name, self.id, trouble)
+        self.send_event("task-retried", exception=repr(error), traceback=str(exc_info.traceback))
+
+
+def _raised(exc_info: Any) -> BaseException:
+    """Return the exception itself: what came from a child is wrapped."""
+    error: BaseException = getattr(exc_info.exception, "exc", exc_info.exception)
+    return error
+
+
+def _lost(times: int) -> Any:
+    try:
+        raise WorkerLostError(f"Given up: {times} workers were lost while they had it.")
+    except WorkerLostError:
+        return ExceptionInfo()

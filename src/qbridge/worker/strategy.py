@@ -10,6 +10,7 @@ from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import registry
 
+from qbridge.worker.resending import losses_of
 from qbridge.worker.screening import fault_of
 
 __all__ = ["typed"]
@@ -26,7 +27,12 @@ def typed(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     # what a task is declared with its worker reads, whatever the app's other messages are
     own_type = registry.name_to_type.get(task.serializer) if task.definition.options.get("serialization") else None
 
+    bound = task.max_redeliveries
+
     def typed_message_handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **rest: Any) -> Any:
+        message.consumer = consumer  # whom the request asks to keep what it gives up
+        if bound is not None and message.delivery_info.get("redelivered") and losses_of(message) > bound:
+            message.lost = True  # not run any more
         if body is None:
             if message.content_type == "application/json":
                 if "application/json" not in accept and "json" not in accept:

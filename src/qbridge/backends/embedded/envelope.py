@@ -54,17 +54,16 @@ def _not_before(headers: dict[str, Any]) -> float | None:
 
     A time without a zone is the business of the app that reads it, one that cannot be read of the worker that says so.
     """
-    until = headers.get(HEADER_NOT_BEFORE)
-    if isinstance(until, int | float):  # of a message that a worker has put off, a task or not
-        return float(until)
+    until = headers.get(HEADER_NOT_BEFORE)  # of a message that a worker has put off, a task or not
+    until = float(until) if isinstance(until, int | float) else None
     eta = headers.get("eta")
     if eta is None or "task" not in headers:
-        return None
+        return until
     try:
         moment = datetime.fromisoformat(eta)
     except (TypeError, ValueError):
-        return None
-    return None if moment.tzinfo is None else moment.timestamp()
+        return until
+    return until if moment.tzinfo is None else max(moment.timestamp(), until or 0.0)
 
 
 def open_up(claim: Claim) -> Message:

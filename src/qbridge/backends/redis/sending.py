@@ -115,13 +115,13 @@ def eta_of(message: Any) -> float | None:
     """When a task's message is to be run, in seconds since 1970; None: at any time."""
     headers = message.get("headers")
     until = headers.get(HEADER_NOT_BEFORE) if isinstance(headers, dict) else None
-    if isinstance(until, int | float):  # of a message that a worker has put off, a task or not
-        return float(until)
+    # of a message that a worker has put off, a task or not
+    until = float(until) if isinstance(until, int | float) else None
     eta = headers.get("eta") if isinstance(headers, dict) and "task" in headers else None
     if not isinstance(eta, str):
-        return None
+        return until
     try:
         moment = datetime.fromisoformat(eta)
     except ValueError:  # the worker says what it thinks of it
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return until
+    return max((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), until or 0.0)

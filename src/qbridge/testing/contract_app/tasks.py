@@ -1,5 +1,7 @@
 """Which tasks do the contracts send? The same functions, declared on the tests' bridge and on a worker's."""
 
+# long because: each behaviour needs tasks of its own, and workers import one module.
+
 from __future__ import annotations
 
 import asyncio
@@ -364,6 +366,18 @@ def kill_child(path: str, times: int) -> int:
     if number <= times:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+@task(context=True, retry=Retry(on=OutOfStock, attempts=2, wait_initial=1.5, wait_jitter=0.0))
+def kill_child_then_fail(ctx: TaskContext, path: str) -> int:
+    """Kill the process in the first run, fail in the second, and say which attempt the third is."""
+    _note(path, str(ctx.attempt))
+    number = len(runs(Path(path)))
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        raise OutOfStock("lamp", number)
+    return ctx.attempt
 
 
 # -- async

@@ -40,7 +40,7 @@ def test_a_killed_workers_task_runs_on_another(qbridge_contract: Contract) -> No
 def test_a_killed_child_costs_a_run_and_not_the_task(qbridge_contract: Contract) -> None:
     """A process of the pool is killed in the middle of a task: the task runs again, as often as ``max_redeliveries``.
 
-    One that was killed once brings its result; one that is killed each time has failed in the end.
+    One that was killed once brings its result; one that is killed each time has failed in the end, and is kept.
     """
     once, always = qbridge_contract.path(), qbridge_contract.path()
     saved = qbridge_contract.tasks.kill_child.delay(str(once), 1)
@@ -50,6 +50,8 @@ def test_a_killed_child_costs_a_run_and_not_the_task(qbridge_contract: Contract)
         lost.get(timeout=90)
     assert lost.failed()
     assert (len(runs(once)), len(runs(always))) == (2, MAX_REDELIVERIES + 1)
+    letter = qbridge_contract.dead_letter_of(lost.id)
+    assert (letter.reason, letter.attempts, letter.crashes) == ("crashed", 1, MAX_REDELIVERIES + 1)
 
 
 def test_a_worker_that_is_asked_to_stop_ends_its_task_first(qbridge_contract: Contract) -> None:

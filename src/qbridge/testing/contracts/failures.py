@@ -89,7 +89,7 @@ def test_a_task_that_waits_for_its_next_attempt_says_so(qbridge_contract: Contra
 
 
 def test_the_last_error_arrives_when_the_attempts_are_used_up(qbridge_contract: Contract) -> None:
-    """``attempts`` counts the first run; afterwards the caller gets the last error, not a word about retries."""
+    """``attempts`` counts the first run; afterwards the caller gets the last error, and the message is kept."""
     path = qbridge_contract.path()
     result = qbridge_contract.tasks.try_again.delay(str(path), 100)
     with pytest.raises(OutOfStock) as caught:
@@ -97,6 +97,9 @@ def test_the_last_error_arrives_when_the_attempts_are_used_up(qbridge_contract: 
     assert caught.value.left == 3
     assert len(runs(path)) == 3
     assert result.state == "FAILURE"
+    letter = qbridge_contract.dead_letter_of(result.id)
+    assert (letter.reason, letter.attempts, letter.error_type) == ("exhausted", 3, "OutOfStock")
+    assert [gone.id for gone in qbridge_contract.bridge.dead_letters.discard(letter.id)] == [letter.id]
 
 
 def test_a_task_knows_which_attempt_it_is(qbridge_contract: Contract) -> None:

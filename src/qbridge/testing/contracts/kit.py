@@ -18,7 +18,7 @@ from typing import Any
 
 from celery.worker.state import revoked
 
-from qbridge import Bridge, BridgeConfig, QueueConfig
+from qbridge import Bridge, BridgeConfig, DeadLetter, QueueConfig
 from qbridge.testing.contract_app import READY
 from qbridge.testing.contract_app.tasks import declare
 from qbridge.testing.servers import ServerFailed
@@ -148,7 +148,12 @@ class Contract:
         Args:
             changes: fields of ``BridgeConfig``; a mapping for ``broker`` or ``results`` adds to the URL's.
         """
-        values: dict[str, Any] = {**self._urls, "queues": self._queues(), **changes}
+        values: dict[str, Any] = {
+            **self._urls,
+            "queues": self._queues(),
+            "worker": {"max_redeliveries": MAX_REDELIVERIES, "unknown_task_grace": 0},
+            **changes,
+        }
         for side, url in self._urls.items():
             if isinstance(changes.get(side), Mapping):
                 room: Any = type(getattr(self.bridge.config, side)).from_url(url)
@@ -195,6 +200,7 @@ class Contract:
             "QBRIDGE_RESULTS": self._urls["results"],
             "QBRIDGE_QUEUES": f"[{', '.join(queues)}]",
             "QBRIDGE_WORKER__MAX_REDELIVERIES": str(MAX_REDELIVERIES),
+            "QBRIDGE_WORKER__UNKNOWN_TASK_GRACE": "0",
         }
 
     @property
@@ -268,6 +274,17 @@ class Contract:
             return self.depth(queue)
         except Exception:  # noqa: BLE001 - each transport has its own error for this
             return None
+
+    def dead_letter_of(self, task_id: str) -> DeadLetter:
+        """Wait for the dead letter of a task: a result is stored before it is written."""
+        found: list[DeadLetter] = []
+
+        def there() -> bool:
+            found[:] = [letter for letter in self.bridge.dead_letters.list(limit=None) if letter.task_id == task_id]
+            return bool(found)
+
+        wait_until(there, 20, what="the dead letter")
+        return found[0]
 
     def purge(self, queue: str) -> None:
         """Throw away what waits in a queue."""
