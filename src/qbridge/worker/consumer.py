@@ -137,12 +137,13 @@ class BridgeConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Say so and wait where another worker has this one's name: Celery tries again at once, for ever."""
-        withdraw = getattr(self.pool, "withdraw", None)
+        pool: Any = self.pool
+        withdraw = getattr(pool, "withdraw", None)
         if withdraw is not None:  # what no thread has begun comes again; Celery runs both
             withdraw()
-            keep_claimed(self.pool.running())
-        elif isinstance(self.pool, prefork.TaskPool):
-            end_running(self.pool)
+            keep_claimed(pool.running())
+        elif isinstance(pool, prefork.TaskPool):
+            end_running(pool)
         super().on_connection_error_after_connected(exc)
         ending = self._ending
         if ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
