@@ -19,7 +19,7 @@ from celery import signals
 from kombu.entity import Exchange, Queue
 from tests.fuzz.messages import generate
 
-from qbridge import Bridge, BridgeConfig
+from qbridge import Bridge, BridgeConfig, WorkerConfig
 from qbridge.serialization.keys import new_key
 
 COUNT = int(os.environ.get("QBRIDGE_TEST_FUZZ_SENT", "300"))
@@ -50,7 +50,12 @@ def test_every_message_is_accounted_for(broker: str, locked: bool, tmp_path: Pat
     seen: Counter[str] = Counter()
     serialization: Any = {"max_payload_bytes": 100_000, "signing_keys": [new_key("a")] if locked else []}
     with ExitStack() as stack:
-        config = BridgeConfig(broker=broker, results=f"sqlite:///{tmp_path}/r.db", serialization=serialization)
+        config = BridgeConfig(
+            broker=broker,
+            results=f"sqlite:///{tmp_path}/r.db",
+            serialization=serialization,
+            worker=WorkerConfig(unknown_task_grace=0),
+        )
         bridge = stack.enter_context(Bridge(config))
 
         @bridge.task(name="echo")

@@ -22,7 +22,7 @@ from celery import chord
 from kombu.entity import Exchange, Queue
 from sqlalchemy import text
 
-from qbridge import Bridge, BridgeConfig, PayloadError, Retry, TaskContext, UnsupportedFeature
+from qbridge import Bridge, BridgeConfig, PayloadError, Retry, TaskContext, UnsupportedFeature, WorkerConfig
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
 from qbridge.serialization.keys import new_key
 from qbridge.serialization.locked_messages import HEADER_SIGNATURE
@@ -45,7 +45,12 @@ class Place:
 
     def bridge(self, serialization: dict[str, Any] = LOCKED) -> Bridge:
         """A bridge with the tasks of these tests."""
-        config = BridgeConfig(broker=self.broker, results=self.results, serialization=serialization)
+        config = BridgeConfig(
+            broker=self.broker,
+            results=self.results,
+            serialization=serialization,
+            worker=WorkerConfig(unknown_task_grace=0),
+        )
         bridge = self._stack.enter_context(Bridge(config))
         ran = self.ran
 
