@@ -14,7 +14,7 @@ from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.proxy import TcpProxy
 from qbridge.testing.waiting import wait_until
 
-LONG = 12
+LONG = 25  # longer than a worker takes to start on a busy machine
 
 
 def begun(path: Path) -> int:
@@ -70,7 +70,7 @@ def test_ours_goes_on_alone_in_a_thread(broker: str, request: pytest.FixtureRequ
                     proxy.cut()
                     time.sleep(2)
                 assert result.get(timeout=40) == LONG
-                wait_until(lambda: ours.depth("fragile") == 0, 20, what="the copy to be settled")
+                wait_until(lambda: not ours.depth_or_none("fragile"), 20, what="the copy to be settled")
     assert [word for _, _, word in runs(path)] == ["begin", "end"]
 
 
