@@ -331,9 +331,9 @@ class BridgeAMQP(AMQP):
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             # an expired message reaches a worker, which says so; the broker would drop it without a word
             options.pop("expiration", None)
-            for name in _IN_THE_HEADERS:
+            for described in _IN_THE_HEADERS:
                 # Celery has written them there, and would write them among the message's properties once more
-                options.pop(name, None)
+                options.pop(described, None)
             if options.get("confirm_timeout") is None:
                 options["confirm_timeout"] = confirm_timeout
             return send(producer, name, message, **options)

@@ -443,7 +443,8 @@ def test_wrappers_of_apply_async_and_send_task_see_typed_tasks(bridge: Bridge, m
         assert headers is not None
         headers["traceparent"] = "00-1-2-01"
 
-    def published(headers: dict[str, Any] | None = None, _kept: Any = headers, **_: Any) -> None:
+    def published(sender: str, headers: dict[str, Any] | None = None, _kept: Any = headers, **_: Any) -> None:
+        assert "add" == sender
         _kept.append(headers)
 
     signals.before_task_publish.connect(inject)
