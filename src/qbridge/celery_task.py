@@ -28,6 +28,7 @@ from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from qbridge import aio
 from qbridge.backends.deadline import deadline
+from qbridge.backends.storing import KeepsOutcomes
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
@@ -224,12 +225,23 @@ class TypedTask(CeleryTask):
                 self.retry(exc=told, countdown=countdown, max_retries=_UNBOUNDED, headers=headers, **options)
 
         due = time.time() + wait
+        with suppress(AttributeError):  # an exception with slots cannot carry it
+            setattr(told, NEXT_ATTEMPT, {"attempt": history.attempt, "next_at": due})
+        self._show_retry(told)
         try:
             hand_over(self, wait, publish, late=bool(self.acks_late))
         except CeleryRetry as scheduled:
-            with suppress(AttributeError):  # an exception with slots cannot carry it
+            with suppress(AttributeError):
                 setattr(scheduled.exc, NEXT_ATTEMPT, {"attempt": history.attempt, "next_at": due})
             raise
+
+    def _show_retry(self, error: Exception) -> None:
+        """Store the state RETRY before the next attempt is sent, which may end before this one has."""
+        request, backend = self.request, self.backend
+        ignored = self.ignore_result if request.ignore_result is None else request.ignore_result
+        wanted = not ignored or self.store_errors_even_if_ignored
+        if wanted and isinstance(backend, KeepsOutcomes) and not request.is_eager:
+            backend.store_retry(request, error, "".join(traceback.format_exception(error)))
 
     def signature_from_request(
         self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any

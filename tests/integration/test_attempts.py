@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery.exceptions import MaxRetriesExceededError
 
 from qbridge import Bridge, BridgeConfig, Retry, TaskContext
+from qbridge.backends.database.backend import DatabaseBackend
 from qbridge.testing.servers import RabbitMQServer
+from qbridge.testing.waiting import wait_until
 
 
 @pytest.fixture
@@ -55,6 +58,31 @@ def test_a_task_that_asks_for_another_run_gets_as_many_as_its_policy_has(bridge:
         with pytest.raises(MaxRetriesExceededError):
             never_content.delay(0.01).get(timeout=20)
         assert began[-1] - began[0] < 0.6
+
+
+def test_the_outcome_of_a_fast_attempt_is_not_covered_by_the_state_of_the_one_before(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt may end before a slow result backend has taken that there will be one."""
+    store = DatabaseBackend._store_result
+
+    def slowly(self: Any, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> None:
+        if state == "RETRY":
+            time.sleep(0.5)
+        store(self, task_id, result, state, *args, **kwargs)
+
+    monkeypatch.setattr(DatabaseBackend, "_store_result", slowly)
+
+    @bridge.task(retry=Retry(on=ValueError, attempts=2, wait_initial=0.01, wait_jitter=0))
+    def hopeless() -> None:
+        raise ValueError("no")
+
+    with bridge.worker(pool="thread", concurrency=2):
+        result = hopeless.delay()
+        with pytest.raises(ValueError, match="no"):
+            result.get(timeout=20)
+        wait_until(lambda: bridge.dead_letters.list() != [], 20, what="the dead letter")
+    assert bridge.result(result.id).state == "FAILURE"
 
 
 def test_a_delayed_message_keeps_its_queue_and_headers_through_attempts(qbridge_rabbitmq: RabbitMQServer) -> None:

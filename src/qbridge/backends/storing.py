@@ -41,6 +41,8 @@ _LONGEST_PAUSE = 5.0
 """Seconds between two offers; each of them has the bounds of its backend besides."""
 _KEPT = 10_000
 """Outcomes that wait for the thread at most: of a worker's crashed tasks, all there will ever be."""
+_STORED = "qbridge_retry_is_stored"
+"""Attribute of a request."""
 _VALUE_FAULTS = (EncodeError, ContentDisallowed, TypeError, ValueError)
 
 
@@ -90,6 +92,25 @@ class KeepsOutcomes(_Base):
         if isinstance(exc, OutcomeNotStored):
             return None
         return super().mark_as_failure(task_id, exc, *args, **kwargs)
+
+    def store_retry(self, request: Any, exc: Any, traceback: str) -> None:
+        """Store that a running task waits for its next attempt, before anybody can have that.
+
+        Celery stores it afterwards: over the outcome of an attempt that was faster, and whoever waits for it waits on.
+
+        Args:
+            request: of the run.
+            exc: what it has ended with.
+            traceback: of that.
+        """
+        self.mark_as_retry(request.id, exc, traceback, request=request)
+        setattr(request, _STORED, True)
+
+    def mark_as_retry(self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **kwargs: Any) -> Any:
+        """Store the state, unless that was done before the next attempt was sent."""
+        if getattr(request, _STORED, False):
+            return None
+        return super().mark_as_retry(task_id, exc, traceback, request=request, **kwargs)
 
     def _store_now(self, *given: Any, **kwargs: Any) -> Any:
         """Store with the backend's own bounds."""
