@@ -248,7 +248,8 @@ def wheel(session: nox.Session) -> None:
     place = Path(session.create_tmp()).resolve() / "installed"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    shutil.copy(ROOT / "pyproject.toml", place)
+    for name in ("pyproject.toml", "SECURITY.md"):
+        shutil.copy(ROOT / name, place)
     shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     with session.chdir(place):
         session.run("python", "-c", "import qbridge; assert 'site-packages' in qbridge.__file__, qbridge.__file__")

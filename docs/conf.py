@@ -41,7 +41,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!qbridge\.).*"),
     # Type variables, and what people never name: it stands in signatures only.
-    ("py:.*", r"qbridge\..+\.(?:_\w+|P|R|R_co|T|Call|Declares|Item|Run|BridgeCelery)"),
+    ("py:.*", r"qbridge\..+\.(?:_\w+|P|R|R_co|T|Call|Declares|Item|Run|Place|BridgeCelery)"),
 ]
 
 html_theme = "furo"

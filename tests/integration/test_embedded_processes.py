@@ -33,7 +33,10 @@ class Cluster:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
         self.app = Celery(
-            "embedded", broker=f"embedded://{folder}/bridge.db", backend=f"db+sqlite:///{folder}/results.db"
+            "embedded",
+            broker=f"embedded://{folder}/bridge.db",
+            backend=f"db+sqlite:///{folder}/results.db",
+            set_as_current=False,
         )
         self.app.conf.task_create_missing_queues = True
 

@@ -56,9 +56,9 @@ def queues(app: str, as_json: bool, timeout: float) -> None:
     if broker.kind != "redis":
         table.add_column("consumers", justify="right")
     if depths.dead:
-        table.add_column("dead letters", justify="right")
+        table.add_column("dead", justify="right")
     table.add_column("tasks", justify="right")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for depth in depths.queues:
         cells = [Text(depth.name), _number(depth.waiting)]
         if told:
