@@ -45,8 +45,8 @@ def test_queues_tells_what_waits_and_who_consumes(any_folder: Folder) -> None:
     assert set(before) == {"default", "reports"}
     assert before["default"]["waiting"] == (0 if kind == "redis" else None), "Redis does not know empty queues"
 
-    for priority in ("low", "normal", "high") if kind != "rabbitmq" else ("normal",) * 3:
-        folder.bridge.send("shop.add", (1, 2), priority=priority)
+    priorities = ("low", "normal", "high") if kind != "rabbitmq" else ("normal",) * 3
+    sent = [folder.bridge.send("shop.add", (1, 2), priority=priority) for priority in priorities]
     told = folder.json("queues", "-A", "shop")
     waiting = {queue["name"]: queue for queue in told["queues"]}
     assert waiting["default"]["waiting"] == 3
@@ -58,6 +58,7 @@ def test_queues_tells_what_waits_and_who_consumes(any_folder: Folder) -> None:
 
     worker = folder.start("worker", "-A", "shop", "-c", "1")
     worker.ready()
+    assert [result.get(timeout=20) for result in sent] == [3, 3, 3]  # the slow one would overtake the low one
     running = folder.bridge.send("shop.slow", (100,))
     wait_until(lambda: running.progress() is not None, 20, what="the task to run")
     during = folder.json("queues", "-A", "shop")
