@@ -13,7 +13,7 @@ from qbridge.task import TaskDefinition
 
 __all__ = ["banner", "signature_text"]
 
-_POOLS = {"prefork": "process", "thread": "thread", "solo": "solo"}
+_POOLS = {"prefork": "process", "processes": "process", "thread": "thread", "solo": "solo"}
 _MANY = 30
 """Tasks listed; the rest is counted."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery.apps.worker import Worker
-from celery.concurrency import thread
+from celery.concurrency import prefork, thread
 from celery.exceptions import SecurityWarning, WorkerShutdown
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
@@ -27,6 +27,7 @@ from qbridge.worker.consumer import MESSAGE_FAULTS, BridgeConsumer
 from qbridge.worker.ending import Ending
 from qbridge.worker.health import Health, HealthFile, HealthPort, SystemdNotifier
 from qbridge.worker.pools import EndingThreadPool, SoloPool, ThreadPool
+from qbridge.worker.processes import ProcessPool
 from qbridge.worker.watchdog import Watchdog
 
 __all__ = ["BridgeWorker", "in_process_worker", "refuse_unenforced_limits"]
@@ -131,6 +132,8 @@ class BridgeWorker(_KeepsItsSlots, Worker):
         """
         if self.pool_cls is thread.TaskPool:
             self.pool_cls = EndingThreadPool
+        elif self.pool_cls is prefork.TaskPool:
+            self.pool_cls = ProcessPool
         try:
             super().on_init_blueprint()
             refuse_unenforced_limits(self.app, self.pool_cls)
