@@ -12,9 +12,9 @@ import pytest
 from celery import Celery
 from celery.exceptions import Reject
 
-from qbridge import Bridge, BridgeConfig, Retry, TaskContext
+from qbridge import Bridge, BridgeConfig, BrokerUnavailable, Retry, TaskContext
 from qbridge.backends.rabbitmq import RabbitMQBroker
-from qbridge.testing.servers import RabbitMQServer
+from qbridge.testing.servers import RabbitMQServer, RedisServer, Server
 from qbridge.testing.waiting import wait_until
 
 
@@ -105,25 +105,55 @@ def test_a_full_queue_delays_a_retry(qbridge_rabbitmq: RabbitMQServer, tmp_path:
             assert result.get(timeout=60) == 2
 
 
-def test_a_broker_that_is_away_when_the_body_raises_loses_no_retry(
-    qbridge_rabbitmq: RabbitMQServer, tmp_path: Path
-) -> None:
+@pytest.fixture(params=["rabbitmq", "redis"])
+def keeping(request: pytest.FixtureRequest) -> Iterator[tuple[Server, str]]:
+    """A broker that keeps its messages while it is away, and its URL."""
+    if request.param == "redis":
+        with RedisServer(appendonly=True) as redis:
+            yield redis, redis.url
+        return
+    rabbitmq = request.getfixturevalue("qbridge_rabbitmq")
+    with rabbitmq.heal().fresh() as url:
+        yield rabbitmq, url
+        rabbitmq.heal()
+
+
+def test_a_broker_that_is_away_when_the_body_raises_loses_no_retry(keeping: tuple[Server, str], tmp_path: Path) -> None:
     """The attempt is run again with the number that it had, and the task goes on; plain Celery gives it up."""
+    server, url = keeping
     with (
-        qbridge_rabbitmq.heal().fresh() as url,
         Bridge(BridgeConfig(broker=url, results=f"db+sqlite:///{tmp_path}/r.db")) as bridge,
         bridge.worker(pool="thread", concurrency=1),
     ):
         story = Story(bridge)
         result = story.begin()
         try:
-            qbridge_rabbitmq.stop()
+            server.stop()
             story.released = True
             assert_plain_celery_gives_up(url)
         finally:
-            qbridge_rabbitmq.heal()
+            server.heal()
         assert result.get(timeout=90) == 2
         assert set(story.attempts) == {1, 2}
+
+
+def test_at_most_once_says_that_a_retry_could_not_be_sent(keeping: tuple[Server, str], tmp_path: Path) -> None:
+    """There is no message that could go back: the task is a FAILURE that names the broker, and does not run again."""
+    server, url = keeping
+    kind: Any = type(BridgeConfig(broker=url, results="disabled://").broker)
+    room = kind.from_url(url).model_copy(update={"publish_timeout": 2.0})
+    config = BridgeConfig(broker=room, results=f"db+sqlite:///{tmp_path}/r.db", delivery="at_most_once")
+    with Bridge(config) as bridge, bridge.worker(pool="thread", concurrency=1):
+        story = Story(bridge)
+        result = story.begin()
+        try:
+            server.stop()
+            story.released = True
+            with pytest.raises(BrokerUnavailable):
+                result.get(timeout=60)
+        finally:
+            server.heal()
+        assert story.attempts == [1]
 
 
 def assert_plain_celery_gives_up(url: str) -> None:
