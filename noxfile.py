@@ -310,7 +310,7 @@ def interop(session: nox.Session) -> None:
 
 @session()
 def rabbitmq4(session: nox.Session) -> None:
-    """The contract and the delays on RabbitMQ 4.0, from Debian trixie in a folder: as root, with debootstrap."""
+    """The contract, delays and hazards of RabbitMQ 4.0, from Debian trixie in a folder: as root, with debootstrap."""
     _install(session, "test")
     _need_servers(session)
     root = ROOT / ".nox" / "trixie"
@@ -321,6 +321,7 @@ def rabbitmq4(session: nox.Session) -> None:
         session, "tests/contract", "--qbridge-broker=rabbitmq", "--qbridge-results=redis", report="rabbitmq4-contract"
     )
     _pytest(session, "tests/integration", "-k", "test_delays and rabbitmq", report="rabbitmq4-delays")
+    _pytest(session, "tests/hazards", "-k", "test_row_05", "--timeout=600", report="rabbitmq4-hazards")
 
 
 @session()
