@@ -57,13 +57,14 @@ def main() -> None:
         contract.close()
         (Path(folder) / "idle_app.py").write_text(PLAIN.format(url=url))
         for name, words in (("plain", []), ("plain, without gossip", ["--without-gossip", "--without-mingle"])):
-            with tempfile.TemporaryFile("w+") as log:
+            output = Path(folder) / f"{len(rows)}.log"
+            with output.open("w") as log:
                 plain = subprocess.Popen(
-                    [sys.executable, "-m", "celery", "-A", "idle_app", "worker", "-P", "solo", *words],
+                    [sys.executable, "-m", "celery", "-A", "idle_app", "worker", "-l", "INFO", "-P", "solo", *words],
                     cwd=folder, stdout=log, stderr=log,
                 )  # fmt: skip
                 try:
-                    wait_until(lambda log=log: log.seek(0) or "ready" in log.read(), 60, what="the worker")
+                    wait_until(lambda output=output: " ready." in output.read_text(), 60, what="the worker")
                     time.sleep(3)
                     rows.append([name, *(f"{value:.1f}" for value in watch(server, plain.pid, given.seconds))])
                 finally:
