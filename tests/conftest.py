@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def celery_is_left_as_it_was_found() -> Iterator[None]:
     before = _kept_by_celery()
     yield
     assert before == _kept_by_celery()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logging_is_left_as_it_was_found() -> Iterator[None]:
+    """A worker in this process sets the level of the root logger for good: a later test would miss warnings."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 def _kept_by_celery() -> dict[str, Any]:
