@@ -1,4 +1,7 @@
-"""How is the table made? ``python -m bench.faults``; all cells take about an hour, two at a time."""
+"""How is the table made? ``python -m bench.faults``; all cells take about an hour, two at a time.
+
+A cell's row is in the CSV as soon as the cell is done; with ``--resume`` the same command goes on after the last one.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from bench.faults.cells import SYSTEMS, Cell, all_cells
 from bench.faults.run import Load, run
 from bench.faults.story import story
-from bench.faults.table import cells_of, show, write
+from bench.faults.table import cells_of, done_in, show, write
 
 
 def main() -> int:
@@ -22,29 +26,41 @@ def main() -> int:
     parser.add_argument("--cells", default="", help="broker:pool or broker×results:pool, with commas; all by default")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="may be given more than once")
     parser.add_argument("--tasks", type=int, help="10000; 500 with --short")
-    parser.add_argument("--rate", type=float, help="tasks a second; 100, and 60 with --short")
+    parser.add_argument(
+        "--rate", type=float, help="tasks a second; as many as make the sends last as long as the story"
+    )
     parser.add_argument("--short", action="store_true", help="the story of the tests: some seconds per cell")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out the cells that the CSV has, of this version and as large"
+    )
     parser.add_argument("--keep", type=Path, help="keep the files of each cell in this folder")
     given = parser.parse_args()
     chosen = [cell for cell in all_cells() if _is_chosen(cell, given.cells, given.system)]
-    load = Load(given.tasks or (500 if given.short else 10_000), given.rate or (60 if given.short else 100), given.seed)
-    print(f"{len(chosen)} cells, {load.tasks} tasks each, --seed {given.seed}", flush=True)
+    tasks = given.tasks or (500 if given.short else 10_000)
+    done = done_in(given.csv, tasks) if given.csv and given.resume else frozenset()
+    chosen = [cell for cell in chosen if cell not in done]
+    print(f"{len(chosen)} cells, {tasks} tasks each, --seed {given.seed}", flush=True)
     rows: dict[Cell, list[str]] = {}
     failed: list[str] = []
+    writing = Lock()
 
     def one(cell: Cell) -> None:
         folder = Path(tempfile.mkdtemp(prefix="faults-"))
         try:
-            verdict = run(cell, story(cell, given.seed, short=given.short), load, folder)
+            told = story(cell, given.seed, short=given.short)
+            verdict = run(cell, told, Load(tasks, given.rate or tasks / told.length, given.seed), folder)
             rows[cell] = cells_of(cell, given.seed, verdict)
             print(f"{cell}: {' '.join(rows[cell][6:])}", flush=True)
             if cell.system == "qbridge" and (verdict.lost or verdict.stuck):
                 failed.append(f"{cell}: lost {sorted(verdict.lost)}, stuck {sorted(verdict.stuck)}")
+            if verdict.submitted < tasks:
+                failed.append(f"{cell}: only {verdict.submitted} of {tasks} tasks were sent")
             if given.csv:
-                write(given.csv, [rows[cell]])
+                with writing:
+                    write(given.csv, [rows[cell]])
         except Exception as error:  # the other cells go on
             failed.append(f"{cell}: {error!r}")
         finally:

@@ -226,6 +226,14 @@ def _outages(happened: Sequence[Happened]) -> list[tuple[float, float]]:
 def _resumes(evidence: Evidence, by_number: Mapping[int, Sequence[Run]]) -> dict[str, float]:
     outages = _outages(evidence.happened)
     begins = sorted(run.began for run in evidence.runs)
+    # sends follow one another: what is sent after a moment is what follows one that was answered after it
+    answers = [sent.at for sent in evidence.sends]
+    firsts = [min((run.began for run in by_number.get(sent.number, ())), default=None) for sent in evidence.sends]
+
+    def sent_after(one: Happened) -> list[float]:
+        after = bisect(answers, one.ended) + 1
+        return [first for first in firsts[after:] if first is not None]
+
     longest: dict[str, float] = {}
     for name, acts in RESUMES.items():
         waits: list[float] = []
@@ -234,7 +242,7 @@ def _resumes(evidence: Evidence, by_number: Mapping[int, Sequence[Run]]) -> dict
                 found = (
                     _after_death(one, by_number, outages)
                     if one.pids
-                    else _after_outage(one, begins, evidence.held, outages)
+                    else _after_outage(one, begins, sent_after(one), evidence.held, outages)
                 )
                 waits += found
         if waits:
@@ -255,12 +263,14 @@ def _after_death(
 
 
 def _after_outage(
-    one: Happened, begins: Sequence[float], held: int, outages: Sequence[tuple[float, float]]
+    one: Happened, begins: Sequence[float], news: Sequence[float], held: int, outages: Sequence[tuple[float, float]]
 ) -> Iterable[float]:
-    """Seconds until more runs have begun than the workers had messages in their hands: those prove nothing."""
+    """Seconds until a call begins that was sent afterwards, or more than the workers had in their hands."""
     after = bisect(begins, one.ended) + held
-    if after < len(begins):
-        yield _without(one.ended, begins[after], outages)
+    proofs = [min(news)] if news else []
+    proofs += begins[after : after + 1]
+    if proofs:
+        yield _without(one.ended, min(proofs), outages)
 
 
 def _without(begin: float, end: float, outages: Sequence[tuple[float, float]]) -> float:

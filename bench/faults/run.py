@@ -17,7 +17,8 @@ from bench.faults.fleet import Fleet
 from bench.faults.judge import Evidence, Happened, Verdict, judge, runs_of
 from bench.faults.place import Place
 from bench.faults.recorder import RunLog, pid_of
-from bench.faults.story import OUTAGES, Event, Story
+from bench.faults.sender import Sender
+from bench.faults.story import OF_WORKERS, OUTAGES, Event, Story
 from bench.faults.submit import read_sent
 from bench.faults.work import RUNS
 from qbridge.testing.servers import RabbitMQServer
@@ -29,13 +30,15 @@ _ROOT = Path(__file__).parents[2]
 _LOOK = 0.05
 """Seconds between two looks at which processes live."""
 _PATIENCE = 60.0
-"""Seconds to wait for all workers but one to consume before another is killed."""
+"""Seconds to wait for all workers but one to consume before another is killed, and for all before a server is."""
 _BACKLOG = 100
 """Calls that are sent and have not run, beyond which the sender waits while the workers get on with them."""
 _QUIET = 16.0
 """Seconds in which nothing happens although all workers consume: what has not run by then will not."""
 _LATELY = 6.0
 """Seconds before the last send in which a worker that does not stand still begins a task."""
+_SENDERS_PATIENCE = 120.0
+"""Seconds for the sender to begin, and for it to end when it should have ended."""
 _LATEST = 120.0
 """Seconds after the last send until which everything must have run, whatever still happens."""
 
@@ -181,22 +184,24 @@ def _tell(
     cell: Cell, place: Place, fleet: Fleet, log: RunLog, watch: _Watch, story: Story, load: Load, folder: Path
 ) -> tuple[list[Happened], int]:
     told = {"system": cell.system, "folder": str(folder), "tasks": load.tasks, "rate": load.rate, "seed": load.seed}
-    sender = ChildProcess(
+    process = ChildProcess(
         [sys.executable, "-m", "bench.faults.submit", json.dumps(told)],
         log=folder / "sender.txt",
         env=_environment(cell, place, folder, place.url_of_sender),
         cwd=_ROOT,
     )
+    sender = Sender(process, str(cell), _SENDERS_PATIENCE)
     try:
-        while not read_sent(folder / "sent.log") and sender.exit_code() is None:
+        while not read_sent(folder / "sent.log") and sender.sends:
             time.sleep(_LOOK)
         began, shift = time.monotonic(), 0.0
+        sender.give(float("inf"))
         happened: list[Happened] = []
         away = False
         for event in story.events:
             due = began + shift + event.at
-            while time.monotonic() < due or (
-                _kills(event) and not away and not fleet.is_well and time.monotonic() < due + _PATIENCE
+            while (now := time.monotonic()) < due or (
+                not away and now < due + _PATIENCE and not _may_happen(event, fleet)
             ):
                 fleet.supervise()
                 time.sleep(_LOOK)
@@ -205,16 +210,19 @@ def _tell(
             away = event.act in OUTAGES or (away and event.act not in OUTAGES.values())
             # a server takes seconds to start, a worker too on a busy machine: what follows keeps its distance
             shift = max(shift, (one.ended if event.act == "start_broker" else one.began) - began - event.at - 2 * _LOOK)
-        still = _drain(began + shift + story.length, sender, fleet, log, watch, load, folder)
-        if sender.exit_code() not in (0, None):
-            raise RuntimeError(f"the sender of {cell} failed:\n{sender.tail()}")
+        ends = began + shift + story.length
+        # it is held up while a broker is away and while workers are behind: three times as long as planned is enough
+        sender.give(max(ends, began + 3 * load.tasks / load.rate) + _SENDERS_PATIENCE)
+        still = _drain(ends, sender, fleet, log, watch, load, folder)
+        sender.demand_success()
     finally:
         sender.kill()
     return happened, still
 
 
-def _kills(event: Event) -> bool:
-    return event.act in ("kill_worker", "kill_parent", "kill_child", "roll")
+def _may_happen(event: Event, fleet: Fleet) -> bool:
+    """Whether enough workers are there: what a worker needs to start is not what the rest need to go on."""
+    return fleet.is_well if event.act in OF_WORKERS else fleet.all_consume
 
 
 def _do(event: Event, place: Place, fleet: Fleet, log: RunLog, watch: _Watch) -> Happened:
@@ -232,9 +240,7 @@ def _do(event: Event, place: Place, fleet: Fleet, log: RunLog, watch: _Watch) ->
     return Happened(event.act, began, time.monotonic(), pids)
 
 
-def _drain(
-    until: float, sender: ChildProcess, fleet: Fleet, log: RunLog, watch: _Watch, load: Load, folder: Path
-) -> int:
+def _drain(until: float, sender: Sender, fleet: Fleet, log: RunLog, watch: _Watch, load: Load, folder: Path) -> int:
     """Wait until everything has run, or nothing happens any more; return how many workers stood still at the end."""
     seen, changed, sent_at = 0, time.monotonic(), 0.0
     while True:
@@ -245,10 +251,8 @@ def _drain(
             total, done = log.total, set(log.done)
         if total != seen or not fleet.all_consume:
             seen, changed = total, now
-        if now < until or sender.exit_code() is None:
+        if sender.sends or now < until:
             sent_at = now
-            if now > until + 300:
-                break  # a sender that a broker keeps waiting for ever
             continue
         confirmed = {sent.number for sent in read_sent(folder / "sent.log") if sent.outcome == "C"}
         if confirmed <= done or now - changed > load.quiet or now - sent_at > _LATEST:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bench.faults.cells import WORKERS, Cell
 
-__all__ = ["OUTAGES", "Act", "Event", "Story", "story"]
+__all__ = ["OF_WORKERS", "OUTAGES", "Act", "Event", "Story", "story"]
 
 Act = Literal[
     "kill_worker",  # SIGKILL to a worker and the processes of its pool: a lost machine, a container that is killed
@@ -36,6 +36,9 @@ OUTAGES: dict[Act, Act] = {
     "stall": "resume",
 }
 """What begins a time in which nothing can be expected to run, and what ends it."""
+
+OF_WORKERS: tuple[Act, ...] = ("kill_worker", "kill_parent", "kill_child", "roll")
+"""What happens to a worker or to a part of it; all else happens to servers and connections."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,24 @@ class Story:
 
 
 _SERVERS: tuple[tuple[float, Act], ...] = (
-    (12, "kill_broker"),
-    (14, "start_broker"),
-    (26, "freeze_broker"),
-    (56, "thaw_broker"),
-    (66, "kill_results"),
-    (68, "start_results"),
-    (76, "cut"),
-    (82, "cut"),
-    (88, "lose"),
-    (106, "stall"),
-    (112, "resume"),
-    (120, "delay"),
-    (124, "undelay"),
+    (16, "kill_broker"),
+    (18, "start_broker"),
+    (36, "freeze_broker"),
+    (66, "thaw_broker"),
+    (84, "kill_results"),
+    (86, "start_results"),
+    (104, "cut"),
+    (112, "cut"),
+    (120, "lose"),
+    (148, "stall"),
+    (154, "resume"),
+    (164, "delay"),
+    (168, "undelay"),
 )
+_CALM = ((3, 13), (26, 33), (74, 81), (94, 101), (138, 145), (172, 180))
+"""When processes are killed: not while it is measured how soon all goes on after a server's fault, which would then be
+how soon another worker has started, and early enough before the next one for that worker to be there."""
+_CALM_WITHOUT_SERVERS = ((3, 75),)
 _ROLLING = 6.0
 """Seconds from one worker of a rolling restart to the next."""
 _WORKER_KILLS = 20
@@ -104,16 +111,27 @@ def story(cell: Cell, seed: int, *, short: bool = False) -> Story:
         return _short(cell, chooser)
     servers = cell.broker != "embedded"
     events = [Event(at, act) for at, act in _SERVERS if servers and not (cell.results == "rpc" and "results" in act)]
-    rolling = events[-1].at + 6 if events else 80.0
+    calm = _CALM if servers else _CALM_WITHOUT_SERVERS
+    rolling = calm[-1][1] + 5.0
     events += [Event(rolling + _ROLLING * number, "roll", number) for number in range(WORKERS)]
     end = rolling + _ROLLING * WORKERS
     for number in range(_WORKER_KILLS):
         act: Act = "kill_parent" if number % 2 else "kill_worker"
-        events.append(Event(chooser.uniform(4, end - 4), act, chooser.randrange(WORKERS)))
+        events.append(Event(_moment(chooser, calm), act, chooser.randrange(WORKERS)))
     if cell.pool == "process":
-        kills = (chooser.uniform(4, end - 4) for _ in range(_CHILD_KILLS))
+        kills = (_moment(chooser, calm) for _ in range(_CHILD_KILLS))
         events += [Event(at, "kill_child", chooser.randrange(WORKERS)) for at in kills]
     return Story(tuple(sorted(events, key=lambda event: event.at)), end + 8)
+
+
+def _moment(chooser: random.Random, spans: tuple[tuple[float, float], ...]) -> float:
+    """A moment in any of some spans of time, each second of them as likely as any other."""
+    at = chooser.uniform(0, sum(end - begin for begin, end in spans))
+    for begin, end in spans:
+        if at <= end - begin:
+            return begin + at
+        at -= end - begin
+    return spans[-1][1]
 
 
 def _short(cell: Cell, chooser: random.Random) -> Story:

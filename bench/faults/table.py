@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 import qbridge
-from bench.faults.cells import Cell
+from bench.faults.cells import Cell, all_cells
 from bench.faults.judge import RESUMES, Verdict
 
-__all__ = ["HEADER", "cells_of", "show", "write"]
+__all__ = ["HEADER", "cells_of", "done_in", "show", "write"]
 
 COUNTS = (
     *("submitted", "confirmed", "uncertain", "executed", "again", "twice", "concurrently", "lost", "dead", "stuck"),
@@ -39,6 +39,25 @@ def show(rows: Iterable[list[str]]) -> None:
     for row in rows:
         table.add_row(*row[1:])
     Console(width=240).print(table)
+
+
+def done_in(path: Path, tasks: int) -> frozenset[Cell]:
+    """The cells that a table has of this version, with as many tasks.
+
+    Args:
+        path: the file.
+        tasks: how many there should be.
+    """
+    if not path.exists():
+        return frozenset()
+    with path.open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["version"] == qbridge.__version__ and int(row["submitted"]) >= tasks
+        ]
+    names = {(row["system"], row["broker"], row["results"], row["pool"]) for row in rows}
+    return frozenset(cell for cell in all_cells() if (cell.system, cell.broker, cell.results, cell.pool) in names)
 
 
 def write(path: Path, rows: Iterable[list[str]]) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
+import pytest
+
 from bench.faults.cells import Cell, all_cells
-from bench.faults.judge import Evidence, Happened, Run, judge, runs_of
+from bench.faults.judge import RESUMES, Evidence, Happened, Run, judge, runs_of
 from bench.faults.recorder import Line, Recorder, RunLog
-from bench.faults.story import story
+from bench.faults.sender import Sender
+from bench.faults.story import OF_WORKERS, story
 from bench.faults.submit import Sent
-from bench.faults.table import HEADER, cells_of, write
+from bench.faults.table import HEADER, cells_of, done_in, write
 from bench.faults.workload import numbers_in, task_id, workload
+from qbridge.testing.servers.process import ChildProcess
 
 
 def ran(number: int, began: float, until: float, mark: str = "E", *, attempt: int = 1, pid: int = 1) -> Run:
@@ -96,6 +102,43 @@ def test_time_to_resume_after_an_outage_is_that_of_the_first_new_task() -> None:
     assert 3.0 == judge(Evidence(sent(1, 2), runs, happened, held=1)).resume["broker"]
 
 
+def test_time_to_resume_is_also_that_of_the_first_call_sent_afterwards() -> None:
+    """It was in nobody's hands; the first that was answered afterwards may have been sent before."""
+    happened = [Happened("kill_broker", 10, 10), Happened("start_broker", 12, 14)]
+    sends = [*sent(1, at=9.0), *sent(2, at=14.2), *sent(3, at=15.0)]
+    runs = [ran(1, 9, 9.1), ran(2, 14.3, 15), ran(3, 16, 17)]
+    assert 2.0 == judge(Evidence(sends, runs, happened, held=24)).resume["broker"]
+
+
+def test_a_server_fails_while_nobody_was_killed_lately() -> None:
+    """Else "seconds to resume" would be those that a worker needs to start."""
+    for seed in range(20):
+        events = story(Cell("qbridge", "redis", "redis", "process"), seed).events
+        kills = [event.at for event in events if event.act.startswith(("kill_worker", "kill_parent", "kill_child"))]
+        assert 30 == len(kills)
+        for acts in RESUMES.values():
+            for event in events:
+                if event.act in acts and event.act not in OF_WORKERS:
+                    assert not [at for at in kills if event.at - 3 < at < event.at + 8], event
+
+
+def test_a_sender_that_does_not_end_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the run says so: what it did not send is missing in the table, not waited for."""
+    process = ChildProcess(
+        [sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "sender.txt", env={}, cwd=tmp_path
+    )
+    sender = Sender(process, "a cell", 60)
+    try:
+        assert sender.sends
+        sender.give(time.monotonic())
+        assert not sender.sends
+        assert process.exit_code() is not None
+    finally:
+        process.kill()
+    sender.demand_success()  # it did not fail by itself
+    assert "a cell: the sender did not end" in capsys.readouterr().out
+
+
 def test_what_a_process_wrote_is_read_back(tmp_path: Path) -> None:
     """While it grows; a run without an end goes on until its process was last seen."""
     recorder, log = Recorder(tmp_path), RunLog(tmp_path)
@@ -128,4 +171,6 @@ def test_a_row_takes_the_place_of_the_cell_s_former_one(tmp_path: Path) -> None:
         write(tmp_path / "table.csv", [cells_of(cell, 1, verdict)])
     header, *rows = (tmp_path / "table.csv").read_text().splitlines()
     assert ",".join(HEADER) == header
+    assert {one, other} == done_in(tmp_path / "table.csv", 2)
+    assert not done_in(tmp_path / "table.csv", 3), "they were smaller"
     assert [one.pool, other.pool] == [row.split(",")[4] for row in rows]
