@@ -45,12 +45,15 @@ _failed_without_report: list[str] = []
 def session(
     **options: object,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """``nox.session`` that remembers failures, for the last line."""
+    """``nox.session`` that remembers failures, for the last line, and keeps bytecode."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(session: nox.Session, *args: object, **kwargs: object) -> None:
             before = _counts()["failed"]
+            # Where bytecode is not kept, each of the thousand processes that tests start compiles Celery, SQLAlchemy and
+            # pydantic again: that is more than half of the time until a worker consumes.
+            session.env["PYTHONDONTWRITEBYTECODE"] = None
             try:
                 function(session, *args, **kwargs)
             except BaseException as error:
