@@ -132,3 +132,28 @@ def test_a_second_may_pass_before_a_delayed_task_is_sent(
         contract.close()
     [(_, when, _)] = runs(path)
     assert due - 0.01 <= when
+
+
+def test_a_worker_readies_the_delays_of_its_own_queues_only(qbridge_rabbitmq: RabbitMQServer, tmp_path: Path) -> None:
+    """On a new vhost the other queues are not there yet: no error is logged for them, and delays to each work.
+
+    Celery's worker binds every queue of the app to the delays, and calls it critical when one is not there.
+    """
+    with qbridge_rabbitmq.heal().fresh() as url:
+        contract = Contract(url, f"sqlite:///{tmp_path / 'results.db'}", tmp_path)
+        here, later = contract.path(), contract.path()
+        with contract.worker_of("default", pool="solo") as worker:
+            result = contract.tasks.note.using(countdown=0.5).delay(str(here), "here")
+            whole = contract.tasks.note.using(countdown=1).delay(str(here), "whole")
+            afterwards = contract.tasks.on_slow.using(countdown=0.5).delay(str(later))
+            another = contract.tasks.on_slow.using(countdown=1).delay(str(later))
+            assert (result.get(timeout=20), whole.get(timeout=20)) == ("here", "whole")
+            logged = worker.log.read_text()
+        with contract.worker_of("slow", pool="solo") as worker:
+            assert (afterwards.get(timeout=20), another.get(timeout=20)) == ("slow", "slow")
+            logged += worker.log.read_text()
+        contract.close()
+    assert len(runs(here)) == 2
+    assert len(runs(later)) == 2
+    for word in ("WARNING", "ERROR", "CRITICAL"):
+        assert word not in logged, logged

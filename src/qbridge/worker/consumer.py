@@ -40,6 +40,8 @@ MESSAGE_FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionE
 """Errors that are the message's fault; kombu's Redis transport counts KeyError among its connection errors."""
 
 
+_OUR_STEPS = {"Control": "qbridge.worker.unlocking:Control", "DelayedDelivery": "qbridge.worker.delays:NativeDelivery"}
+
 _NAME_TAKEN = 5.0
 """Seconds between two attempts under a name that another worker has: it may be on its way out."""
 
@@ -71,7 +73,7 @@ class _Strategies(dict[str, Any]):
 
 
 class BridgeConsumer(Consumer):
-    """Celery's consumer, with ten differences.
+    """Celery's consumer, with eleven differences.
 
     Where there are keys, what no holder of them has sent is refused, commands to workers too.
     Whatever a message does while it is unpacked, it is refused and the worker goes on.
@@ -84,15 +86,15 @@ class BridgeConsumer(Consumer):
     Tasks declared while the worker runs are run too.
     A task that it does not know is left to others for a while.
     A task that is due in a while goes back to the broker, which keeps it on disk.
+    RabbitMQ's delays are made ready for the queues that it consumes, not for those that nobody has declared yet.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
     """
 
     class Blueprint(Consumer.Blueprint):
-        """Celery's steps of a start, with remote control for holders of the keys only."""
+        """Celery's steps of a start, two of them ours: remote control, and the delays of RabbitMQ."""
 
         default_steps = [  # noqa: RUF012 - as Celery has it
-            "qbridge.worker.unlocking:Control" if str(step).endswith("control:Control") else step
-            for step in Consumer.Blueprint.default_steps
+            _OUR_STEPS.get(str(step).rpartition(":")[2], step) for step in Consumer.Blueprint.default_steps
         ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from kombu.common import Broadcast
+from kombu.transport.native_delayed_delivery import bind_queue_to_native_delayed_delivery_exchange
 
 from qbridge.backends.deadline import deadline
 from qbridge.worker.resending import PATIENCE, send_again
 
-__all__ = ["HELD", "Delays"]
+__all__ = ["HELD", "Delays", "NativeDelivery"]
 
 logger = get_logger(__name__)
 
@@ -111,3 +114,17 @@ class Delays:
         queue = self._app.amqp.queues.get(name) if name is not None else None
         delayed: tuple[str, str] | None = self._app.native_delays.route(queue, ahead) if queue is not None else None
         return delayed
+
+
+class NativeDelivery(DelayedDelivery):
+    """Celery's step that makes RabbitMQ's delays ready; ours leaves out what this worker does not consume.
+
+    Celery binds every queue of the app. One that no worker and no producer has declared yet is an error of the server,
+    and a critical one in the log. Such a queue is bound by whoever declares it: its worker here, a producer before its
+    first delayed message.
+    """
+
+    def _bind_queues(self, app: Any, connection: Any) -> None:
+        for queue in app.amqp.queues.consume_from.values():
+            if not isinstance(queue, Broadcast):  # it has no name that a message could be sent to
+                bind_queue_to_native_delayed_delivery_exchange(connection, queue)
