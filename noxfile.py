@@ -51,8 +51,8 @@ def session(
         @functools.wraps(function)
         def run(session: nox.Session, *args: object, **kwargs: object) -> None:
             before = _counts()["failed"]
-            # Where bytecode is not kept, each of the thousand processes that tests start compiles Celery, SQLAlchemy and
-            # pydantic again: that is more than half of the time until a worker consumes.
+            # Where bytecode is not kept, each of the thousand processes that tests start compiles Celery, SQLAlchemy
+            # and pydantic again: that is more than half of the time until a worker consumes.
             session.env["PYTHONDONTWRITEBYTECODE"] = None
             try:
                 function(session, *args, **kwargs)
