@@ -31,6 +31,10 @@ _NO_PRIVILEGE = (1142, 1143, "42501", r"command denied to user|permission denied
 _NO_SQLITE = (r"file is not a database|database disk image is malformed",)
 _FULL = (1040, "53300", r"too many (clients|connections)|remaining connection slots")
 _STARTING = ("57P03", r"the database system is (starting up|shutting down|in recovery)")
+_TLS = (
+    2026,
+    r"certificate verify failed|does not match host name|root certificate|server does not support SSL|SSL error",
+)
 _FROZEN = (2013, r"timeout expired|timed out|Lost connection|server closed the connection|terminating connection")
 
 
@@ -71,6 +75,14 @@ def explain(error: Exception, results: DatabaseResults) -> Finding:
             "results.credentials",
             f"the database at {place} refused user {url.username!r} or the password",
             "Correct them in the URL, the password percent-encoded.",
+        )
+    if _is(cause, _TLS):
+        return Finding(
+            "error",
+            "results.tls",
+            f"the connection to {place} is not encrypted as asked for: {said}",
+            "PostgreSQL: name the authority in ?sslmode=verify-full&sslrootcert=FILE; the certificate must be valid, "
+            "and name the host of the URL.",
         )
     if _is(cause, _NOT_LET_IN):
         return Finding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import ClassVar
 from qbridge.testing.servers.base import Server, fresh_name, run_once
 from qbridge.testing.servers.install import program
 from qbridge.testing.servers.process import free_ports
+from qbridge.testing.servers.tls import ThrowawayCA
 
 __all__ = ["DatabaseServer", "MariaDBServer", "PostgreSQLServer"]
 
@@ -74,12 +76,29 @@ class DatabaseServer(Server):
 
 
 class PostgreSQLServer(DatabaseServer):
-    """A PostgreSQL server; user and password are ``qbridge``. Commits survive ``kill``."""
+    """A PostgreSQL server; user and password are ``qbridge``. Commits survive ``kill``.
+
+    Args:
+        tls: offer TLS, with a certificate of a throwaway CA (``.ca.certificate``); the client decides (``sslmode``).
+    """
 
     name: ClassVar[str] = "postgresql"
     environment_variable: ClassVar[str] = "QBRIDGE_TEST_POSTGRESQL_URL"
     # "Fast shutdown": clients are disconnected instead of waited for.
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT
+
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__()
+        self.ca: ThrowawayCA | None = None
+        self._tls = tls
+
+    def issue(self, ca: ThrowawayCA, *, host: str | None = None, expired: bool = False) -> tuple[Path, Path]:
+        """Make a certificate, and a key that PostgreSQL reads: it refuses one that others can read."""
+        certificate, key = ca.issue("server", host=host, expired=expired)
+        key.chmod(0o600)
+        if (user := self._user()) is not None:
+            shutil.chown(key, user)
+        return certificate, key
 
     @property
     def _private_url(self) -> str:
@@ -104,6 +123,9 @@ class PostgreSQLServer(DatabaseServer):
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(folder)},
             user=user,
         )  # fmt: skip
+        if self._tls:
+            self.ca = ThrowawayCA(folder / "tls")
+            self.issue(self.ca)
 
     def _command(self, folder: Path) -> list[str]:
         settings = {
@@ -115,6 +137,9 @@ class PostgreSQLServer(DatabaseServer):
             "fsync": "off",
             "full_page_writes": "off",
         }
+        if self._tls:
+            tls = folder / "tls"
+            settings |= {"ssl": "on", "ssl_cert_file": str(tls / "server.pem"), "ssl_key_file": str(tls / "server.key")}
         command = [_postgresql_program("postgres"), "-D", str(folder / "data")]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]

@@ -29,26 +29,30 @@ class ThrowawayCA:
             "making a throwaway CA",
         )  # fmt: skip
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Make a certificate for ``localhost`` and 127.0.0.1, for servers and clients alike.
+    def issue(self, name: str, *, host: str | None = None, expired: bool = False) -> tuple[Path, Path]:
+        """Make a certificate for servers and clients alike; one of this name that was there is replaced.
 
         Args:
             name: its common name, and the name of its files.
+            host: the one host that it is for; None: ``localhost`` and 127.0.0.1.
+            expired: whether it was valid until yesterday.
 
         Returns:
             Paths of the certificate and of its key, both PEM.
         """
         certificate, key, request = (self.folder / f"{name}.{ending}" for ending in ("pem", "key", "csr"))
         extensions = self.folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+        names = "DNS:localhost,IP:127.0.0.1" if host is None else f"DNS:{host}"
+        extensions.write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n")
         run_once(
             [self._openssl, "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}",
              "-keyout", str(key), "-out", str(request)],
             "making a certificate request",
         )  # fmt: skip
         run_once(
-            [self._openssl, "x509", "-req", "-days", "2", "-in", str(request), "-CA", str(self.certificate),
-             "-CAkey", str(self._key), "-CAcreateserial", "-extfile", str(extensions), "-out", str(certificate)],
+            [self._openssl, "x509", "-req", "-days", "-1" if expired else "2", "-in", str(request),
+             "-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial",
+             "-extfile", str(extensions), "-out", str(certificate)],
             "signing a certificate",
         )  # fmt: skip
         for path in (certificate, key):
