@@ -13,6 +13,7 @@ override the fixtures ``broker_url`` and ``results_url`` with URLs of places tha
 from __future__ import annotations
 
 # No __all__ here and in the modules of behaviours: one that was left out of it would never run.
+from qbridge.testing.contracts.claims import *  # noqa: F403
 from qbridge.testing.contracts.crashes import *  # noqa: F403
 from qbridge.testing.contracts.failures import *  # noqa: F403
 from qbridge.testing.contracts.round_trips import *  # noqa: F403
