@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import amqp
 
 from bench.faults.cells import Cell
 from bench.faults.workload import numbers_in, task_id
 from qbridge.testing.proxy import TcpProxy
-from qbridge.testing.servers import RabbitMQServer, RedisServer
+from qbridge.testing.servers import RabbitMQServer, RedisServer, ServerFailed
 from qbridge.testing.waiting import wait_until
 
 __all__ = ["Place"]
@@ -165,7 +166,8 @@ class Place:
         # A lost connection is closed by the server after two heartbeats, or never: closed here, as its client is dead.
         for connection in self._broker.api("GET", "/api/connections"):
             if connection.get("vhost") == vhost:
-                self._broker.api("DELETE", f"/api/connections/{connection['name'].replace(' ', '%20')}")
+                with suppress(ServerFailed):  # it has gone meanwhile; one that has not is seen by what it holds
+                    self._broker.api("DELETE", f"/api/connections/{quote(connection['name'], safe='')}")
         queues = self._broker.queues(vhost)
         held = sum(queue.get("messages_unacknowledged", 1) for queue in queues.values())
         return [] if held else list(queues)
