@@ -37,6 +37,8 @@ _IN_THE_HEADERS = ("argsrepr", "kwargsrepr")
 
 _GOODBYE = 1.0  # seconds for the closing handshakes of all connections that are closed at once
 
+_LONGEST_WAIT = 2  # seconds between two attempts at a broker that is away, where the caller names no others
+
 # kombu tries the import of librabbitmq for every connection. The lock of an import that another thread had begun at
 # the time of a fork is never released in the child.
 _AMQP = "librabbitmq" if supports_librabbitmq() else "pyamqp"
@@ -187,7 +189,24 @@ class BridgeConnection(Connection):
 
 
 class SafeConnection(BridgeConnection):
-    """The same under ``defaults="safe"``: Redis priorities in our order."""
+    """The same under ``defaults="safe"``: Redis priorities in our order, and soon back at a broker that is back."""
+
+    def _ensure_connection(
+        self, errback: Any = None, max_retries: int | None = None, interval_start: float = 1, interval_step: float = 1,
+        interval_max: float = _LONGEST_WAIT, callback: Any = None, reraise_as_library_errors: bool = True,
+        timeout: float | None = None,
+    ) -> Any:  # fmt: skip
+        # kombu waits 2, 4, 6 and so on up to 30 s: after a minute without a broker half a minute more
+        return super()._ensure_connection(
+            errback,
+            max_retries,
+            interval_start,
+            interval_step,
+            interval_max,
+            callback,
+            reraise_as_library_errors,
+            timeout,
+        )
 
     def get_transport_cls(self) -> Any:
         """Return the transport class for the URL's scheme, ours where there is one."""

@@ -8,7 +8,7 @@ import pytest
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from qbridge.amqp import BridgeConnection
+from qbridge.amqp import BridgeConnection, SafeConnection
 from qbridge.backends.deadline import deadline
 from qbridge.producer import BridgeProducer
 from qbridge.testing.servers import free_ports
@@ -22,6 +22,22 @@ def test_connecting_again_under_a_deadline_ends_with_the_brokers_error() -> None
     with deadline(0.5), pytest.raises(OperationalError):
         connection._ensure_connection(None, 100, 0, 0.2, 1, None)
     assert time.monotonic() - began < 5
+
+
+def test_a_worker_s_waits_for_a_broker_stay_short() -> None:
+    """So that it is back within two seconds of the broker, however long that was away; the caller may say otherwise."""
+    (port,) = free_ports(1)
+    for options, expected in (({}, [1, 2, 2]), ({"interval_start": 0.1, "interval_max": 0.1}, [0.1] * 3)):
+        waits: list[float] = []
+
+        def note(error: Exception, wait: float, waits: list[float] = waits) -> None:
+            waits.append(wait)
+            if len(waits) == 3:
+                raise LookupError("enough")
+
+        with pytest.raises(LookupError):
+            SafeConnection(f"amqp://guest:guest@127.0.0.1:{port}//").ensure_connection(note, None, **options)
+        assert expected == waits
 
 
 def test_a_queue_is_declared_once_on_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
