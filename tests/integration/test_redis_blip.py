@@ -81,6 +81,38 @@ def test_a_thread_keeps_its_message_when_the_connection_breaks(contract: Contrac
     assert 2 == len(runs(path))
 
 
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_connection_that_is_lost_without_a_word_is_noticed_within_the_lease(
+    pool: str, contract: Contract, proxy: TcpProxy
+) -> None:
+    """No FIN and no reset comes; the worker connects again, and runs what is sent; kombu looks after 26 to 51 s."""
+    settings = {**through(contract, proxy), "QBRIDGE_BROKER__LEASE": "8", "QBRIDGE_BROKER__PUBLISH_TIMEOUT": "4"}
+    with contract.worker_of(QUEUE, pool=pool, concurrency=2, settings=settings):
+        path = contract.path()
+        contract.tasks.note.using(queue=QUEUE).delay(str(path), "before").get(timeout=20)
+        proxy.lose()
+        lost = time.monotonic()
+        contract.tasks.note.using(queue=QUEUE).delay(str(path), "after").get(timeout=60)
+        assert time.monotonic() - lost < 8
+    assert 2 == len(runs(path))
+
+
+def test_a_frozen_server_is_not_left(contract: Contract, proxy: TcpProxy) -> None:
+    """It answers nobody: a new connection would not help, and a task of a process would be ended for nothing."""
+    path, release = contract.path(), contract.path("release")
+    with contract.worker_of(QUEUE, pool="process", concurrency=1, settings=through(contract, proxy)) as worker:
+        result = contract.tasks.hold.using(queue=QUEUE).delay(str(path), str(release))
+        wait_until(lambda: runs(path), 20, what="the task to run")
+        proxy.stall()
+        time.sleep(4)  # the length of the fault: longer than an answer may be late
+        proxy.resume()
+        time.sleep(2)  # in which it would connect again
+        release.touch()
+        assert 1 == result.get(timeout=20)
+        assert "onnecting again" not in worker.log.read_text()
+    assert 1 == len(runs(path))
+
+
 def test_a_kept_message_is_taken_over_when_its_worker_dies(contract: Contract, proxy: TcpProxy) -> None:
     """The lease on it is as short as any: a worker that is killed after a broken connection loses it in time."""
     path, release = contract.path(), contract.path("release")

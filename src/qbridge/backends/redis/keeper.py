@@ -1,7 +1,8 @@
 """Who keeps a consumer's claims on Redis alive while its main thread is busy? One thread per consuming channel.
 
-It renews the lease every third of it, takes over what dead consumers held, and sends acknowledgements that have waited
-for 20 ms because the task after them runs long. An error is said once; the next round tries again.
+It renews the lease every third of it, takes over what dead consumers held, sends acknowledgements that have waited for
+20 ms because the task after them runs long, and hangs up where the server's answer is overdue. An error is said once;
+the next round tries again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Keeper:
     """The thread, and its clock.
 
     Args:
-        channel: of our transport, with ``renew``, ``sweep`` and ``settle``.
+        channel: of our transport, with ``renew``, ``sweep``, ``settle`` and ``look_after_the_wait``.
         lease: in seconds.
     """
 
@@ -81,6 +82,8 @@ class Keeper:
                 if now - swept >= pause:
                     self._channel.sweep()
                     swept = now
+                    if not self._stays:
+                        self._channel.look_after_the_wait()
             except Exception as error:  # noqa: BLE001 - whatever a server and a network do: the next round tries again
                 if not self._stopped:
                     self._says(error)

@@ -32,6 +32,7 @@ from kombu.transport import virtual
 
 from qbridge.backends.redis.claiming import Claiming
 from qbridge.backends.redis.leasing import Leasing
+from qbridge.backends.redis.listening import Listening
 from qbridge.backends.redis.places import Places
 from qbridge.backends.redis.qos import QoS
 from qbridge.backends.redis.sending import Sending
@@ -47,7 +48,7 @@ class _Message(virtual.Message, BoundedMessage):
     """kombu's message, which is not decompressed to any size."""
 
 
-class _OurChannel(Places, Sending, Claiming, Leasing, Staying):
+class _OurChannel(Places, Sending, Claiming, Leasing, Staying, Listening):
     """Mixin for kombu's Redis channels."""
 
     Message = _Message
