@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from qbridge import Bridge, BridgeConfig
 from qbridge.backends.base import Finding
 from qbridge.backends.database import DatabaseResults
+from qbridge.backends.database.claim_store import claim_table
 from qbridge.backends.database.tables import ResultTables
 from qbridge.testing.servers import DatabaseServer, MariaDBServer
 
@@ -83,6 +85,64 @@ def account(url: str) -> Iterator[tuple[sa.Connection, sa.URL, str]]:
 def make_tables(connection: sa.Connection) -> None:
     """The tables as qbridge and Celery make them."""
     ResultTables().metadata.create_all(connection)
+    claim_table().create(connection)
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database with Celery's tables, and none of ours."""
+    if request.param == "postgresql":
+        with request.getfixturevalue("qbridge_postgresql").heal().fresh() as url, administrator(url) as connection:
+            ResultTables().metadata.create_all(connection)
+            yield url
+        return
+    url = f"sqlite:///{tmp_path}/results.db"
+    with administrator(url) as connection:
+        ResultTables().metadata.create_all(connection)
+    yield url
+
+
+def run(url: str, todo: str) -> None:
+    """Do what a finding says."""
+    with administrator(url) as connection:
+        for statement in todo.split("\n", 1)[1].split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+
+
+def test_claims_have_a_table_of_their_own(place: str) -> None:
+    """Where it is missing, the first use makes it; where somebody else makes tables, its SQL is there and suffices."""
+    found = look(place)
+    assert [] == errors(found)
+    assert "qbridge_claim" in found["results.tables_missing"].what
+    assert "first use" in found["results.tables_missing"].what
+    assert "celery_taskmeta" in found["results.tables"].what
+    found = look(place, create_tables=False)
+    assert ["results.tables_missing"] == errors(found)
+    assert "celery_taskmeta" not in found["results.tables_missing"].todo
+    run(place, found["results.tables_missing"].todo)
+    found = look(place, create_tables=False)
+    assert [] == errors(found)
+    assert "results.tables_missing" not in found
+    assert "qbridge_claim" in found["results.tables"].what
+    with Bridge(
+        BridgeConfig(results=f"db+{place}", broker="amqp://nowhere")
+    ) as bridge:  # and it is the one that is used
+        claims: Any = bridge.celery.backend.claim_store()
+        claims.revoke("an id")
+        assert claims.is_revoked("an id")
+
+
+def test_a_table_of_claims_with_other_columns_is_refused(place: str) -> None:
+    """Before the first claim fails of it; the SQL makes it anew."""
+    with administrator(place) as connection:
+        claim_table().create(connection)
+        connection.exec_driver_sql("ALTER TABLE qbridge_claim DROP COLUMN note")
+    found = look(place)
+    assert ["results.columns_missing"] == errors(found)
+    assert "has no column note" in found["results.columns_missing"].what
+    run(place, found["results.columns_missing"].todo)
+    assert "qbridge_claim" in look(place)["results.tables"].what
 
 
 def test_tables_that_the_first_use_will_make_are_no_error(url: str) -> None:
@@ -143,7 +203,7 @@ def test_missing_privileges_are_named_and_can_be_granted(url: str, server: Datab
         make_tables(connection)
         if isinstance(server, MariaDBServer):
             # MySQL's catalogue shows a user its own tables only
-            for table in ("celery_taskmeta", "celery_tasksetmeta"):
+            for table in ("celery_taskmeta", "celery_tasksetmeta", "qbridge_claim"):
                 connection.exec_driver_sql(f"GRANT SELECT ON {table} TO {name}")
         else:
             connection.exec_driver_sql("GRANT SELECT ON celery_taskmeta TO weak")
@@ -220,7 +280,8 @@ def test_an_sqlite_file_is_looked_at(tmp_path: Path) -> None:
     """Also one with a name that a URL would read otherwise."""
     url = sa.URL.create("sqlite", database=str(tmp_path / "a #%3f.db"))
     engine = sa.create_engine(url)
-    ResultTables().metadata.create_all(engine)
+    with engine.begin() as connection:
+        make_tables(connection)
     engine.dispose()
     before = (tmp_path / "a #%3f.db").read_bytes()
     found = look(url)

@@ -17,9 +17,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import CreateColumn
 
 from qbridge.backends.base import Finding
+from qbridge.backends.database.claim_store import claim_table
 from qbridge.backends.database.engine import PooledEngine
 from qbridge.backends.database.explain import explain, is_refusal
-from qbridge.backends.database.tables import EXTENDED, ResultTables, missing_tables
+from qbridge.backends.database.tables import EXTENDED, ResultTables, absent, statements_for
 from qbridge.backends.network import reach, redact
 from qbridge.backends.urls import Address
 
@@ -31,6 +32,7 @@ __all__ = ["check"]
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _PRODUCTS = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
 _OPTIONAL = {"children", *EXTENDED}
+_KEY_AND_VALUE = (("task_id", "result"), ("taskset_id", "result"), ("key", "note"))  # of results, groups, claims
 
 
 def check(results: DatabaseResults) -> tuple[Finding, ...]:
@@ -66,7 +68,8 @@ class _Visit:
             {str(which): name for which, name in (named or {}).items()}
             for named in (results.table_names, results.table_schemas)
         )
-        self.tables = ResultTables(names, schemas)
+        self.claims = claim_table(schemas.get("task"))
+        self.tables: list[sa.Table] = [*ResultTables(names, schemas).metadata.sorted_tables, self.claims]
         self.pooled: PooledEngine | None = None
 
     def leave(self) -> None:
@@ -92,10 +95,12 @@ class _Visit:
             version = ".".join(map(str, connection.dialect.server_version_info or ()))
         name = "MariaDB" if getattr(engine.dialect, "is_mariadb", False) else _PRODUCTS.get(dialect, dialect)
         yield Finding("ok", "results.server", f"{name} {version} at {self.place}")
-        missing = missing_tables(engine, self.tables)
+        missing = absent(engine, self.tables)
         if missing:
             yield self._tables_missing(engine, missing)
+        if any(table is not self.claims for table in missing):
             return
+        self.tables = [table for table in self.tables if table not in missing]
         columns = list(self._columns(engine))
         yield from columns
         if any(finding.level == "error" for finding in columns):
@@ -103,8 +108,7 @@ class _Visit:
         denied = list(self._privileges(engine)) if dialect != "sqlite" else []
         yield from denied
         if not denied:
-            names = " and ".join(table.fullname for table in self.tables.metadata.sorted_tables)
-            yield Finding("ok", "results.tables", f"the tables {names} are there and may be used")
+            yield Finding("ok", "results.tables", f"the tables {_names(self.tables)} are there and may be used")
 
     def _engine(self) -> sa.Engine:
         url = self.url
@@ -143,39 +147,39 @@ class _Visit:
                 "Correct the path in the URL, or the rights of the folder.",
             )
         if not self.results.create_tables:
-            return self._tables_missing(
-                sa.create_engine("sqlite://"), [table.fullname for table in self.tables.metadata.sorted_tables]
-            )
+            return self._tables_missing(sa.create_engine("sqlite://"), self.tables)
         return Finding("info", "results.tables_missing", f"{path} does not exist yet; the first use makes it")
 
-    def _tables_missing(self, engine: sa.Engine, missing: list[str]) -> Finding:
-        names = " and ".join(missing)
-        sql = self.tables.statements(engine.dialect)
+    def _tables_missing(self, engine: sa.Engine, missing: list[sa.Table]) -> Finding:
+        what = f"the tables {_names(missing)} do not exist"
+        if missing == [self.claims]:
+            what = (
+                f"the table {_names(missing)} of revocations, idempotency keys, unique tasks and claims does not exist"
+            )
+        sql = statements_for(missing, engine.dialect)
         if self.results.create_tables:
-            refused = None if self.results.dialect == "sqlite" else self._may_not_create(engine)
+            refused = None if self.results.dialect == "sqlite" else self._may_not_create(engine, missing)
             if refused is None:
-                return Finding(
-                    "info", "results.tables_missing", f"the tables {names} do not exist yet; the first use makes them"
-                )
+                return Finding("info", "results.tables_missing", f"{what} yet; the first use makes them")
             return Finding(
                 "error",
                 "results.tables_missing",
-                f"the tables {names} do not exist, and {refused}",
+                f"{what}, and {refused}",
                 f"Run this as a user who may, and grant SELECT, INSERT, UPDATE, DELETE on them:\n{sql}",
             )
         return Finding(
             "error",
             "results.tables_missing",
-            f"the tables {names} do not exist, and create_tables=False says that they are made by somebody else",
+            f"{what}, and create_tables=False says that somebody else makes tables",
             f"Run this in {self.place}:\n{sql}",
         )
 
-    def _may_not_create(self, engine: sa.Engine) -> str | None:
+    def _may_not_create(self, engine: sa.Engine, missing: list[sa.Table]) -> str | None:
         """Why the tables cannot be made, if the database can say so without making them."""
         if self.results.dialect != "postgresql":
             return None
         with engine.connect() as connection:
-            for table in self.tables.metadata.sorted_tables:
+            for table in missing:
                 schema = table.schema or connection.scalar(sa.text("SELECT current_schema()"))
                 if schema is None:
                     return "the search_path names no schema to make them in"
@@ -189,7 +193,7 @@ class _Visit:
 
     def _columns(self, engine: sa.Engine) -> Iterator[Finding]:
         inspector = sa.inspect(engine)
-        for table in self.tables.metadata.sorted_tables:
+        for table in self.tables:
             there = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
             lacking = [column for column in table.columns if column.name not in there]
             if not lacking:
@@ -202,7 +206,15 @@ class _Visit:
                 for column in lacking
             )
             names = ", ".join(column.name for column in lacking)
-            if optional:
+            if table is self.claims:
+                yield Finding(
+                    "error",
+                    "results.columns_missing",
+                    f"the table {table.fullname} has no column {names}: it is not qbridge's table of claims",
+                    "If no other program owns it, stop the workers and run:\n"
+                    f"DROP TABLE {preparer.format_table(table)};\n{statements_for([table], engine.dialect)}",
+                )
+            elif optional:
                 yield Finding(
                     "info",
                     "results.columns_missing",
@@ -220,7 +232,7 @@ class _Visit:
     def _privileges(self, engine: sa.Engine) -> Iterator[Finding]:
         denied: dict[str, list[str]] = {}
         with engine.connect() as connection:
-            for table in self.tables.metadata.sorted_tables:
+            for table in self.tables:
                 for right, statement in _touching_nothing(table, self.results.dialect):
                     try:
                         connection.execute(statement)
@@ -255,8 +267,8 @@ class _Visit:
         """The sequences of the keys that exist and may not be used (PostgreSQL, MariaDB)."""
         denied = []
         inspector = sa.inspect(connection)
-        for table in self.tables.metadata.sorted_tables:
-            sequence = table.c.id.default
+        for table in self.tables:
+            sequence = table.c.id.default if "id" in table.c else None
             if not connection.dialect.supports_sequences or not isinstance(sequence, sa.Sequence):
                 continue
             if not inspector.has_sequence(sequence.name, schema=sequence.schema):
@@ -288,18 +300,23 @@ class _Visit:
 def _touching_nothing(
     table: sa.Table, dialect: str
 ) -> list[tuple[Literal["SELECT", "INSERT", "UPDATE", "DELETE"], Any]]:
-    key = table.c.task_id if "task_id" in table.c else table.c.taskset_id
+    key, changed = next(pair for pair in _KEY_AND_VALUE if pair[0] in table.c)
     nothing = sa.false()
     # Not from the table itself: INSERT must not be refused for want of SELECT.
-    no_rows = sa.select(sa.literal(0), sa.literal("")).where(nothing)
+    filled = [column for column in table.c if not column.nullable or column.name == key]
+    no_rows = sa.select(*(sa.literal("" if isinstance(each.type, sa.String) else 0) for each in filled)).where(nothing)
     if dialect in ("mysql", "mariadb"):
         no_rows = no_rows.select_from(sa.text("DUAL"))  # they know no WHERE without FROM
     return [
-        ("SELECT", sa.select(key).where(nothing)),
-        ("INSERT", sa.insert(table).from_select([table.c.id, key], no_rows, include_defaults=False)),
-        ("UPDATE", sa.update(table).where(nothing).values({table.c.result: None})),
+        ("SELECT", sa.select(table.c[key]).where(nothing)),
+        ("INSERT", sa.insert(table).from_select(filled, no_rows, include_defaults=False)),
+        ("UPDATE", sa.update(table).where(nothing).values({changed: sa.null() if changed == "result" else ""})),
         ("DELETE", sa.delete(table).where(nothing)),
     ]
+
+
+def _names(tables: list[sa.Table]) -> str:
+    return " and ".join(table.fullname for table in tables)
 
 
 def _quoted(name: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from qbridge.backends.claims import ANYBODY, Claim, Kind, Wanted
 from qbridge.backends.database.quiet import inside_sqlite
+from qbridge.backends.database.tables import statements_for
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["DatabaseClaims", "claim_table"]
@@ -192,8 +192,7 @@ class DatabaseClaims:
                 time.sleep(0.01 * 2**attempt)
 
     def _refuse(self, engine: sa.Engine, why: str, cause: Exception | None) -> None:
-        statements: list[Any] = [CreateTable(self.table), *map(CreateIndex, self.table.indexes)]
-        text = "\n".join(f"{str(each.compile(dialect=engine.dialect)).strip()};" for each in statements)
+        text = statements_for([self.table], engine.dialect)
         raise ConfigurationError(
             f"The table {self.table.fullname} is missing in {self._backend.as_uri()}, and {why}",
             f"Create it once, as a user who may:\n{text}",

@@ -7,7 +7,7 @@ one app other table names would rename the tables of every app.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
 
-__all__ = ["EXTENDED", "Layout", "ResultTables", "missing_tables"]
+__all__ = ["EXTENDED", "Layout", "ResultTables", "absent", "missing_tables", "statements_for"]
 
 _PLAIN = ("task_id", "status", "result", "date_done", "traceback", "children")
 EXTENDED = ("name", "args", "kwargs", "worker", "retries", "queue", "stamps")
@@ -88,20 +88,35 @@ class ResultTables:
         Args:
             dialect: of an engine that was connected: it then knows whether the server has sequences.
         """
-        made: list[Any] = []
-        for table in self.metadata.sorted_tables:
-            default = table.c.id.default
-            if dialect.supports_sequences and isinstance(default, sa.Sequence):
-                made.append(CreateSequence(default))
-            made.append(CreateTable(table))
-            made.extend(CreateIndex(index) for index in table.indexes)
-        return "\n".join(f"{str(item.compile(dialect=dialect)).strip()};" for item in made)
+        return statements_for(self.metadata.sorted_tables, dialect)
+
+
+def statements_for(tables: Iterable[sa.Table], dialect: Dialect) -> str:
+    """The SQL that creates some tables with all that belongs to them.
+
+    Args:
+        tables: to be made.
+        dialect: of an engine that was connected: it then knows whether the server has sequences.
+    """
+    made: list[Any] = []
+    for table in tables:
+        default = table.c.id.default if "id" in table.c else None
+        if dialect.supports_sequences and isinstance(default, sa.Sequence):
+            made.append(CreateSequence(default))
+        made.append(CreateTable(table))
+        made.extend(CreateIndex(index) for index in table.indexes)
+    return "\n".join(f"{str(item.compile(dialect=dialect)).strip()};" for item in made)
 
 
 def missing_tables(engine: Engine, tables: ResultTables) -> list[str]:
     """Names of the result tables that the database does not have."""
+    return [table.fullname for table in absent(engine, tables.metadata.sorted_tables)]
+
+
+def absent(engine: Engine, tables: Iterable[sa.Table]) -> list[sa.Table]:
+    """Those tables that the database does not have."""
     inspector = sa.inspect(engine)
-    return [table.fullname for table in tables.metadata.sorted_tables if not _exists(inspector, table)]
+    return [table for table in tables if not _exists(inspector, table)]
 
 
 def _exists(inspector: Any, table: sa.Table) -> bool:
