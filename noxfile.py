@@ -142,10 +142,13 @@ def _pytest(
         session.run(*runner, folder, f"--junitxml={file}", *options, *session.posargs)
 
 
-# Tests wait for processes and servers more than they compute: two run at a time, each process with servers of its own.
-# Where a file shares a server's state or a worker among its tests, the file stays together.
-_BESIDE = ("-n", "2")
-_FILES_BESIDE = (*_BESIDE, "--dist=loadfile")
+# Tests wait for processes and servers more than they compute: four run at a time on two cores, each process with
+# servers of its own. Where a file shares a server's state or a worker among its tests, the file stays together.
+_BESIDE = ("-n", "4")
+# xdist would begin with the files that have most tests; those that take longest have few.
+_FILES_BESIDE = (*_BESIDE, "--dist=loadfile", "--no-loadscope-reorder")
+# What only computes.
+_COMPUTING_BESIDE = ("-n", "2", "--dist=loadfile")
 
 
 # The sessions.
@@ -184,7 +187,7 @@ def unit(session: nox.Session) -> None:
     session.run("coverage", "erase")
     # Not by pytest-cov: pytest imports our plugin before any other plugin could begin to measure.
     try:
-        _pytest(session, "tests/unit", *_FILES_BESIDE, runner=("coverage", "run", "-m", "pytest"))
+        _pytest(session, "tests/unit", *_COMPUTING_BESIDE, runner=("coverage", "run", "-m", "pytest"))
     finally:
         session.run("coverage", "combine", silent=True)
         session.run("coverage", "report", "--skip-covered")
@@ -192,7 +195,7 @@ def unit(session: nox.Session) -> None:
 
 @session()
 def contract(session: nox.Session) -> None:
-    """The contract on every pair, in two processes with servers of their own; lists each pair."""
+    """The contract on every pair, in four processes with servers of their own; lists each pair."""
     _install(session, "test")
     _need_servers(session)
     _pytest(session, "tests/contract", *_BESIDE, "--dist=loadgroup")
@@ -256,7 +259,7 @@ def wheel(session: nox.Session) -> None:
     shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     with session.chdir(place):
         session.run("python", "-c", "import qbridge; assert 'site-packages' in qbridge.__file__, qbridge.__file__")
-    _pytest(session, "tests/unit", *_FILES_BESIDE, cwd=place, report="wheel-unit")
+    _pytest(session, "tests/unit", *_COMPUTING_BESIDE, cwd=place, report="wheel-unit")
     if any((place / "tests" / "contract").rglob("test_*.py")):
         session.run("python", "-m", "qbridge.testing.servers", "install", "redis", "rabbitmq")
         pairs = ["-k", "embedded-sqlite or rabbitmq-redis"]

@@ -37,6 +37,8 @@ def render(pages: list[str]) -> dict[str, int]:
 def slow(run: TaskContext, steps: int) -> int:
     for step in range(steps):
         run.progress(step + 1, steps, note=f"step {step + 1}")
+        if os.path.exists(".state/enough"):
+            return step
         time.sleep(0.1)
     return steps
 

@@ -70,6 +70,7 @@ def test_queues_tells_what_waits_and_who_consumes(any_folder: Folder) -> None:
         assert default["consumers"] == 1
     if kind == "embedded":
         assert default["running"] == 1
+    (folder.path / ".state" / "enough").touch()
     assert worker.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""What the tests of single services share: a bridge on each broker in turn."""
+"""What the tests of single services share: a bridge on each broker in turn, and which files are run first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from pathlib import Path
 import pytest
 
 from qbridge.testing.contracts.kit import Contract
+
+#: Files that take longest, because they wait: restarts, kills, leases. A file stays in one process, so one of these
+#: that began last would be waited for alone.
+LONGEST = (
+    "test_dead_letters_failed",
+    "test_faults_short",
+    "test_retry_restarts",
+    "test_retry_broker_away",
+    "test_locked_wire",
+    "test_worker_ending",
+    "test_celery_app_ways",
+    "test_claims",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file, and among the others, the order stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(params=["rabbitmq", "redis", "embedded"])
