@@ -41,13 +41,27 @@ def celery_is_left_as_it_was_found() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def logging_is_left_as_it_was_found() -> Iterator[None]:
-    """A worker in this process sets the level of the root logger for good: a later test would miss warnings."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+def logging_and_environment_are_left_as_they_were_found() -> Iterator[None]:
+    """Celery's worker in this process sets up logging for good: levels and handlers, and variables for its children.
+
+    A later test would miss warnings of the root logger and all of ``celery.task``; its worker processes would take the
+    level of logging from the environment.
+    """
+    loggers = [logging.getLogger(), *map(logging.getLogger, ("celery", "celery.task", "celery.redirected"))]
+    before = [(logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled) for logger in loggers]
+    environment = dict(os.environ)
     yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
+    for logger, level, handlers, propagate, disabled in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate, logger.disabled = propagate, disabled
+    # pytest's own variable changes with each test, and pytest takes it away itself
+    changed = {name for name in os.environ.keys() | environment if os.environ.get(name) != environment.get(name)}
+    for name in changed - {"PYTEST_CURRENT_TEST"}:
+        if name in environment:
+            os.environ[name] = environment[name]
+        else:
+            del os.environ[name]
 
 
 def _kept_by_celery() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import itertools
 import json
 import lzma
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -347,12 +348,13 @@ def test_commands_of_strangers_are_not_obeyed(place: Place) -> None:
     bridge, stranger = place.bridge(), place.bridge({})
     with bridge.worker() as worker:
         stranger.celery.control.broadcast("shutdown")
-        stranger.celery.control.revoke("1")
+        theirs, ours = str(uuid.uuid4()), str(uuid.uuid4())  # what is revoked stays so for every worker of the process
+        stranger.celery.control.revoke(theirs)
         assert not stranger.celery.control.ping(timeout=0.5)
         assert bridge.celery.control.ping(timeout=5, limit=1)  # on the same mailbox, behind them
-        bridge.celery.control.revoke("2")
-        wait_until(lambda: "2" in worker.state.revoked, 10, what="the revoke")
-        assert "1" not in worker.state.revoked
+        bridge.celery.control.revoke(ours)
+        wait_until(lambda: ours in worker.state.revoked, 10, what="the revoke")
+        assert theirs not in worker.state.revoked
         assert bridge.tasks["echo"].delay("after").get(timeout=20) == "after"
 
 
@@ -361,11 +363,12 @@ def test_an_old_command_is_not_obeyed(file: Place, monkeypatch: pytest.MonkeyPat
     bridge = file.bridge()
     with bridge.worker() as worker:
         monkeypatch.setattr("qbridge.serialization.lock.time", SimpleNamespace(time=lambda: time.time() - 400))
-        bridge.celery.control.revoke("1")
+        old, new = str(uuid.uuid4()), str(uuid.uuid4())
+        bridge.celery.control.revoke(old)
         monkeypatch.undo()
-        bridge.celery.control.revoke("2")
-        wait_until(lambda: "2" in worker.state.revoked, 10, what="the revoke")
-        assert "1" not in worker.state.revoked
+        bridge.celery.control.revoke(new)
+        wait_until(lambda: new in worker.state.revoked, 10, what="the revoke")
+        assert old not in worker.state.revoked
 
 
 def test_keys_are_rolled_out_and_rotated_without_a_loss(file: Place) -> None:

@@ -351,5 +351,6 @@ async def unblocked(tick: float = 0.005) -> AsyncIterator[Blocked]:
         await asyncio.to_thread(thread.join)
         for before, after in pairwise(loop_ticks):
             beside = [before, *(when for when in thread_ticks if before < when < after), after]
-            stalls = sum(gap for one, other in pairwise(beside) if (gap := other - one) > 4 * tick)
+            gaps = [other - one for one, other in pairwise(beside)]
+            stalls = sum(gap if gap > 4 * tick else max(0.0, gap - 2 * tick) for gap in gaps)
             blocked.longest = max(blocked.longest, after - before - stalls)
