@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qbridge.backends.redis import RedisResults as RedisResults
     from qbridge.backends.rpc import RpcResults as RpcResults
     from qbridge.bridge import Bridge as Bridge
+    from qbridge.calls import Item as Item
     from qbridge.config import BridgeConfig as BridgeConfig
     from qbridge.config import QueueConfig as QueueConfig
     from qbridge.config import SerializationConfig as SerializationConfig
@@ -68,6 +69,7 @@ __all__ = [
     "DeadLetters",
     "DuplicateTaskError",
     "EmbeddedBroker",
+    "Item",
     "NoResults",
     "PayloadError",
     "Progress",
@@ -111,6 +113,7 @@ _HOMES = {
     "DeadLetters": "dead_letters",
     "DuplicateTaskError": "exceptions",
     "EmbeddedBroker": "backends.embedded",
+    "Item": "calls",
     "NoResults": "backends.none",
     "PayloadError": "exceptions",
     "Progress": "context",

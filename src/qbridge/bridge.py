@@ -309,7 +309,7 @@ class Bridge(Declares):
         with self._lock:
             if name not in self._undeclared:
                 anything.__name__ = name.rpartition(".")[2] or "task"
-                self._undeclared[name] = TaskDefinition(anything, {"name": name}, remote=True)
+                self._undeclared[name] = TaskDefinition(anything, {"name": name}, remote=True, known=False)
             return self._undeclared[name]
 
     def _before_send(self) -> None:

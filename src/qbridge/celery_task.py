@@ -32,17 +32,17 @@ from qbridge.backends.storing import KeepsOutcomes
 from qbridge.celery_settings import payload_limit, task_attributes
 from qbridge.config import BridgeConfig
 from qbridge.context import TaskContext
-from qbridge.dead_letters.letter import HEADERS_OF_ONE_MESSAGE
 from qbridge.due_by import deadline_of, inherited, limited, passed
 from qbridge.exceptions import ArgumentsError, PayloadError, TaskFailed, TaskRevoked
 from qbridge.live_run import AskedAgain, LiveRun
-from qbridge.options import CELERY_HEADERS, Delivery
+from qbridge.options import Delivery
 from qbridge.retry import Retry
-from qbridge.retrying import History, give_up, hand_over
+from qbridge.retrying import History, give_up, hand_over, kept_headers
 from qbridge.serialization.results import NEXT_ATTEMPT, error_text
 from qbridge.serialization.schema import wire_json
-from qbridge.standing import AGAIN, HEADER_ONCE, Standing
+from qbridge.standing import Standing
 from qbridge.task import TaskDefinition
+from qbridge.versions import decode_received, is_of_another_version
 
 __all__ = ["TypedTask", "typed_task"]
 
@@ -75,12 +75,8 @@ class TypedTask(CeleryTask):
             return definition.function(*args, **kwargs)
         standing = Standing(self, self.request)
         standing.begin()
-        try:
-            given, named = definition.signature.decode_call(args, kwargs)
-        except (ArgumentsError, PayloadError) as error:
-            give_up(error, "invalid", self.request, (self.request.retries or 0) + 1)
-            raise
         began = time.time()
+        given, named = self._decoded(args, kwargs, began, standing)
         try:
             with limited(deadline_of(self.request.headers)):
                 value = self._tried(given, named, began, standing)
@@ -106,6 +102,19 @@ class TypedTask(CeleryTask):
         encoded = definition.signature.encode_result(value)
         self._refuse_large(encoded)
         return encoded
+
+    def _decoded(self, args: Any, kwargs: Any, began: float, standing: Standing) -> tuple[list[Any], Mapping[str, Any]]:
+        """Read the arguments, by the signature of then where the message is of an older version."""
+        try:
+            with limited(deadline_of(self.request.headers)):
+                return decode_received(self.definition, self.request.headers, args, kwargs)
+        except (ArgumentsError, PayloadError) as error:
+            give_up(error, "invalid", self.request, (self.request.retries or 0) + 1)
+            raise
+        except Exception as error:  # an upcaster's own: as if the task had raised it
+            standing.end()
+            self._retry_if_due(error, began)
+            raise
 
     def _tried(self, given: list[Any], named: Mapping[str, Any], began: float, standing: Standing) -> Any:
         """Call the function; again in this slot, if the policy says ``where="worker"``."""
@@ -163,7 +172,7 @@ class TypedTask(CeleryTask):
             )
 
     def _context(self, request: Any, began: float, standing: Standing) -> TaskContext:
-        given = _given(request.headers or {})
+        given = kept_headers(request.headers or {})
         info = request.delivery_info or {}
         return TaskContext(
             task_id=request.id,
@@ -214,7 +223,7 @@ class TypedTask(CeleryTask):
 
     def _try_again(self, error: Exception | None, wait: float, history: History) -> NoReturn:
         """Schedule the next attempt and end this one; attempts are counted in the message."""
-        headers = {**_given(self.request.headers or {}), **history.headers_after(error, wait)}
+        headers = {**kept_headers(self.request.headers or {}), **history.headers_after(error, wait)}
         told = error if error is not None else TaskError("the task asked for another attempt")
         # our own bounds instead of Celery's: what is sent after a lost connection may be a second next attempt
         options = {"retry": False} if self.app.safe and not self.request.is_eager else {}
@@ -261,7 +270,8 @@ class TypedTask(CeleryTask):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         """Send as Celery does, with arguments checked: Python values are encoded, JSON values are taken as they are."""
-        if not options.get("retries"):  # a retry repeats what was checked
+        # a retry repeats what was checked; a step of a chain may have been made by another version
+        if not options.get("retries") and not is_of_another_version(self.definition, options.get("headers")):
             args, kwargs = self._checked(args or (), kwargs or {})
         return self.send_encoded(args, kwargs, *rest, **options)
 
@@ -270,11 +280,18 @@ class TypedTask(CeleryTask):
         if not self.show_arguments:
             options.setdefault("argsrepr", f"({len(args)} hidden)")
             options.setdefault("kwargsrepr", f"{{{len(kwargs)} hidden}}")
-        headers = inherited(options.get("headers"))
-        if headers is not None:
-            options["headers"] = headers
+        given, own = options.get("headers"), self.definition.headers
+        options["headers"] = inherited({**own, **(given or {})})  # a new one: tracers write into it
         # a tuple, as delay() has it: that is how headers and events show it
         return CeleryTask.apply_async(self, tuple(args), kwargs, *rest, **options)
+
+    def signature(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Return a Celery signature: it says the version of its arguments, as others may send it, and later."""
+        made: Any = super().signature(args, *rest, **options)
+        made.options["headers"] = {**self.definition.headers, **(made.options.get("headers") or {})}
+        return made
+
+    subtask = signature
 
     def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         signature = self.definition.signature
@@ -304,17 +321,6 @@ _LOOK_UP = 0.5
 # kombu's native delays put the bits of the delay before the key.
 _DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 
-# Notes about a message that was delayed or delivered again: RabbitMQ's, and ours.
-_BROKER_HEADERS = (
-    AGAIN,
-    HEADER_ONCE,
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    "x-delivery-count",
-    "x-acquired-count",
-)
-
 
 def _leave_at_shutdown(left: float, error: Exception) -> None:
     """Let the broker keep the rest of a wait if this process's worker shuts down (a pool's children do not know)."""
@@ -328,15 +334,6 @@ def _count(request: Any, error: Exception, wait: float, began: float) -> None:
     told = History.of(request, began).headers_after(error, wait)
     request.headers = {**(request.headers or {}), **told}
     request.retries = (request.retries or 0) + 1
-
-
-def _given(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers that neither the protocol nor the broker has added, nor a worker for this message alone."""
-    return {
-        key: value
-        for key, value in headers.items()
-        if key not in CELERY_HEADERS and key not in HEADERS_OF_ONE_MESSAGE and not str(key).startswith(_BROKER_HEADERS)
-    }
 
 
 def _ends_the_process(error: BaseException) -> bool:

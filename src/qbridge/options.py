@@ -55,6 +55,9 @@ class TaskOptions(TypedDict, total=False):
     serialization: Serialization
     strict: bool
     """False: callers' arguments are coerced by pydantic (``"1"`` for an int)."""
+    version: int
+    """Of its arguments, from 1, which is the default: raise it when they change, and write ``@task.upcast(...)`` for
+    calls of versions before. Workers leave calls of a version that they do not have yet to others."""
     unique: bool | Unique
     """True: while a call is queued or runs, another with the same arguments is not sent; its caller gets the handle of
     the first. A function of the arguments by name (JSON values) returns the text that must be the same instead."""
@@ -88,6 +91,7 @@ CELERY_HEADERS = frozenset({
 })  # fmt: skip
 """Message headers that are the protocol's own."""
 
+_VERSIONS = 10**9
 _RATE = re.compile(r"\d+(\.\d+)?(/[smh])?")
 _CHOICES = {"priority": get_args(Priority), "delivery": get_args(Delivery), "serialization": get_args(Serialization)}
 
@@ -153,6 +157,7 @@ def _checked_task_options(options: TaskOptions) -> TaskOptions:
     for name in ("results", "strict"):
         if not isinstance(checked.get(name, True), bool):
             raise ConfigurationError(f"{name}={checked[name]!r} is not a switch", "Give True or False.")
+    _check_version(checked.get("version", 1))
     _check_unique(checked)
     if not isinstance(checked.get("retry"), Retry | None):
         raise ConfigurationError(f"retry={checked['retry']!r} is not a Retry", "Give Retry(on=..., attempts=...).")
@@ -162,6 +167,11 @@ def _checked_task_options(options: TaskOptions) -> TaskOptions:
     if checked.get("name") is not None and (not isinstance(checked["name"], str) or not checked["name"]):
         raise ConfigurationError(f"name={checked['name']!r} is not a name", "Give a text that is not empty.")
     return cast(TaskOptions, checked)
+
+
+def _check_version(version: object) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version < _VERSIONS:
+        raise ConfigurationError(f"version={version!r} is not a version", "Give a whole number from 1.")
 
 
 def _check_unique(checked: Mapping[str, Any]) -> None:

@@ -18,12 +18,24 @@ from celery.exceptions import Reject
 from celery.exceptions import Retry as CeleryRetry
 from celery.utils.log import get_task_logger
 
+from qbridge.dead_letters.letter import HEADERS_OF_ONE_MESSAGE
 from qbridge.due_by import instant
 from qbridge.exceptions import BrokerUnavailable
+from qbridge.options import CELERY_HEADERS
 from qbridge.sending import is_broker_error, is_connection_error
 from qbridge.serialization.results import error_text
+from qbridge.standing import AGAIN, HEADER_ONCE
 
-__all__ = ["HEADER_ATTEMPTS_SINCE", "HEADER_RETRY", "GivenUp", "History", "give_up", "given_up", "hand_over"]
+__all__ = [
+    "HEADER_ATTEMPTS_SINCE",
+    "HEADER_RETRY",
+    "GivenUp",
+    "History",
+    "give_up",
+    "given_up",
+    "hand_over",
+    "kept_headers",
+]
 
 logger = get_task_logger(__name__)
 
@@ -32,6 +44,17 @@ HEADER_ATTEMPTS_SINCE = "qbridge_first_attempt"
 
 HEADER_RETRY = "qbridge_retry"
 """Message header with the rest of the story: ``idle`` (seconds waited so far), ``error`` (text of the last error)."""
+
+# Notes about a message that was delayed or delivered again: RabbitMQ's, and ours.
+_BROKER_HEADERS = (
+    AGAIN,
+    HEADER_ONCE,
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+)
 
 _ERROR_CHARACTERS = 200
 # A broken connection in the pool is replaced in less. If the broker itself has gone, so has the worker's connection:
@@ -81,6 +104,15 @@ class History:
         if error is not None:
             told["error"] = f"{type(error).__qualname__}: {error_text(error)}"[:_ERROR_CHARACTERS]
         return {HEADER_ATTEMPTS_SINCE: datetime.fromtimestamp(self.first, UTC).isoformat(), HEADER_RETRY: told}
+
+
+def kept_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that neither the protocol nor the broker has added, nor a worker for this message alone."""
+    return {
+        key: value
+        for key, value in headers.items()
+        if key not in CELERY_HEADERS and key not in HEADERS_OF_ONE_MESSAGE and not str(key).startswith(_BROKER_HEADERS)
+    }
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
+from qbridge.calls import Call, Item
 from qbridge.context import TaskContext
 from qbridge.exceptions import ConfigurationError, DuplicateTaskError
 from qbridge.options import SendOptions, TaskOptions, check_names, checked_send_options, checked_task_options
 from qbridge.result import TaskResult
 from qbridge.serialization.signature import Signature
+from qbridge.versions import HEADER_SCHEMA, Stamp, Upcaster
 
-__all__ = ["AsyncTask", "Call", "Declares", "Sender", "Task", "TaskDefinition", "TaskSet"]
+__all__ = ["AsyncTask", "Call", "Declares", "Item", "Sender", "Task", "TaskDefinition", "TaskSet"]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -29,10 +33,17 @@ class TaskDefinition:
         options: as given to the decorator.
         context: True if a ``TaskContext`` is injected as first parameter.
         remote: True if the task lives in another code base.
+        known: False if nobody has said what its arguments are.
     """
 
     def __init__(
-        self, function: Callable[..., Any], options: TaskOptions, *, context: bool = False, remote: bool = False
+        self,
+        function: Callable[..., Any],
+        options: TaskOptions,
+        *,
+        context: bool = False,
+        remote: bool = False,
+        known: bool = True,
     ) -> None:
         check_names(options, TaskOptions.__annotations__, "task()")
         self.function = function
@@ -42,10 +53,23 @@ class TaskDefinition:
         options = checked_task_options(self.name, options)
         self.options: TaskOptions = options
         self.queue: str | None = options.get("queue")
+        self.version: int = options.get("version", 1)
+        self.upcasters: dict[int, Upcaster] = {}
+        self._known = known
         self.is_async: bool = inspect.iscoroutinefunction(inspect.unwrap(function))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"task {self.name} is a generator", "Return a list; a result is one value.")
         self.signature: Signature = Signature(function, self.name, context=context, strict=options.get("strict", True))
+
+    @cached_property
+    def stamp(self) -> Stamp | None:
+        """What its messages say about its signature; None if nobody has declared one. Made at its first use."""
+        return Stamp(self.version, self.signature.fingerprint()) if self._known else None
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """What its messages have as headers, whatever else they have: not to be changed."""
+        return {} if self.stamp is None else {HEADER_SCHEMA: str(self.stamp)}
 
     @property
     def place(self) -> tuple[str, str]:
@@ -77,18 +101,6 @@ class Sender(Protocol):
     def queue_of(self, definition: TaskDefinition) -> str:
         """Return the queue that a task goes to."""
         ...
-
-
-class Call(tuple[list[Any], dict[str, Any]]):
-    """Encoded arguments: ``(args, kwargs)`` made of JSON types."""
-
-    __slots__ = ()
-
-
-class Item(tuple["TaskDefinition", Call, Mapping[str, Any]]):
-    """One call for ``bridge.send_many``: made by ``task.item(...)``."""
-
-    __slots__ = ()
 
 
 class Task(Generic[P, R_co]):
@@ -164,7 +176,7 @@ class Task(Generic[P, R_co]):
         return type(self)(self._definition, self._sender, merged)
 
     def item(self, *args: P.args, **kwargs: P.kwargs) -> Item:
-        """Return one call for ``bridge.send_many``; raises as :meth:`delay` does for bad arguments."""
+        """Return one call, for ``bridge.send_many`` or from an upcaster; raises as :meth:`delay` for bad arguments."""
         return Item((self._definition, self._encoded(args, kwargs), self._options))
 
     def send_many(self, calls: Iterable[Sequence[Any]]) -> list[TaskResult[R_co]]:
@@ -180,9 +192,43 @@ class Task(Generic[P, R_co]):
         items = [Item((self._definition, self._encoded(tuple(call), {}), self._options)) for call in calls]
         return self._bound().send_all(items)
 
+    def upcast(self, version: int) -> Callable[[Callable[Q, Item]], Callable[Q, Item]]:
+        """Declare how calls of an older version are read: ``@render.upcast(1)``.
+
+        The function has the parameters that the task had then, and returns ``render.item(...)``: a call as it is now.
+        A worker calls it with what such a message holds, in each attempt, before the task. It gets no context, and the
+        options of the item do not count. What it raises is the failure of the attempt.
+
+        Args:
+            version: of the calls that it takes; below the current one.
+
+        Raises:
+            ConfigurationError: if the version is not below the current one, or has an upcaster; if the function is
+                async, or an annotation cannot cross the wire.
+        """
+
+        def declare(function: Callable[Q, Item]) -> Callable[Q, Item]:
+            definition = self._definition
+            definition.upcasters[version] = Upcaster(definition, version, function)
+            return function
+
+        return declare
+
     def schema(self) -> dict[str, Any]:
         """Return ``{"arguments": …, "result": …}`` as JSON Schema."""
         return self._definition.signature.json_schema()
+
+    @property
+    def version(self) -> int:
+        """The version of its arguments."""
+        return self._definition.version
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that change when other arguments fit; titles, defaults and names of classes do not."""
+        stamp = self._definition.stamp
+        assert stamp is not None  # whoever holds a task has declared it
+        return stamp.fingerprint
 
     @property
     def signature(self) -> str:

@@ -197,7 +197,7 @@ def test_a_plain_producer_may_leave_declaring_to_the_bridge(qbridge_rabbitmq: An
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
 def test_a_message_on_the_wire_is_celerys_protocol_two(broker: str, request: pytest.FixtureRequest) -> None:
-    """Every header, property and part of the body is what a plain Celery would have written."""
+    """Every header, property and part of the body is what a plain Celery would have written, and one header is ours."""
     with request.getfixturevalue(f"qbridge_{broker}").heal().fresh() as url:
         bridge, tasks = Place(url, "rpc://", Path()).bridge()
         with bridge:
@@ -215,6 +215,7 @@ def test_a_message_on_the_wire_is_celerys_protocol_two(broker: str, request: pyt
     assert datetime.fromisoformat(headers.pop("expires")) == expires
     assert not headers.pop("ignore_result")  # None, as of send_task: the worker's own setting counts
     headers.pop("x-delivery-count", None)  # RabbitMQ's own, of quorum queues
+    assert headers.pop("qbridge_schema") == f"1:{tasks['add'].fingerprint}"
     assert headers == {
         "lang": "py",
         "task": "interop.add",

@@ -26,6 +26,7 @@ from qbridge import (
     DeadLetterUnknown,
     DuplicateTaskError,
     EmbeddedBroker,
+    Item,
     NoResults,
     PayloadError,
     Progress,
@@ -111,6 +112,28 @@ def rebuild_one(index: str, depth: int) -> str:
 
 assert_type(rebuild.using(idempotency_key="k").delay("a"), TaskResult[str])
 rebuild.using(idempotency_key=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@bridge.task(version=2)
+def paint(width: int, height: int, *, colour: str = "red") -> str:
+    return colour
+
+
+@paint.upcast(1)
+def paint_square(side: int) -> Item:
+    return paint.item(side, side)
+
+
+assert_type(paint_square(5), Item)
+assert_type(paint.version, int)
+assert_type(paint.fingerprint, str)
+paint_square("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+bridge.task(version="2")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
+@paint.upcast(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def paint_nothing(side: int) -> str:
+    return paint.item(side, side, colour=1)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 @bridge.task
@@ -211,6 +234,8 @@ assert_type(bridge.dead_letters.replay(["id"], rate=10), list[DeadLetter])
 assert_type(bridge.dead_letters.discard(queue="reports", task="shop.add"), list[DeadLetter])
 letter = bridge.dead_letters.get("id")
 assert_type(letter.body, bytes)
+assert_type(letter.version, int | None)
+assert_type(letter.fingerprint, str | None)
 assert_type(letter.at, datetime)
 bridge.dead_letters.list(reason="tired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -203,6 +203,8 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
         "reason": letter.reason,
         "task": letter.task,
         "task_id": letter.task_id,
+        "version": letter.version,
+        "fingerprint": letter.fingerprint,
         "error_type": letter.error_type,
         "error_text": letter.error_text,
         "attempts": letter.attempts,

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.kept import Kept
+from qbridge.versions import Stamp
 
 __all__ = [
     "HEADERS_OF_ONE_MESSAGE", "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE",
@@ -66,6 +67,8 @@ class DeadLetter:
         reason: why it was given up.
         task: name of its task, if it says so.
         task_id: id of its task, likewise.
+        version: of its task, as the sender had it, if it says so.
+        fingerprint: of the arguments' schema, likewise.
         error_type: name of the error's class; empty if there was none.
         error_text: what the error said.
         traceback: of a task that failed, the end of it; else empty.
@@ -86,6 +89,8 @@ class DeadLetter:
     reason: Reason
     task: str | None = None
     task_id: str | None = None
+    version: int | None = None
+    fingerprint: str | None = None
     error_type: str = ""
     error_text: str = ""
     traceback: str = field(default="", repr=False)
@@ -166,13 +171,15 @@ def read(kept: Kept, queue: str) -> DeadLetter:
     properties = {name: value for name, value in kept.properties.items() if not name.startswith("content_")}
     if told.get("priority") is not None:
         properties["priority"] = told["priority"]
-    reason = told.get("reason")
+    reason, stamp = told.get("reason"), Stamp.of(headers)
     return DeadLetter(
         id=_text(told.get("id")) or _digest(kept),
         queue=_text(told.get("queue")) or queue,
         reason=reason if reason in REASONS else "foreign",
         task=_text(headers.get("task")) or None,
         task_id=_text(headers.get("id")) or None,
+        version=None if stamp is None else stamp.version,
+        fingerprint=None if stamp is None else stamp.fingerprint,
         error_type=_text(told.get("error")),
         error_text=_text(told.get("text")),
         traceback=_text(told.get("traceback")),

@@ -16,6 +16,7 @@ from pydantic_core import CoreConfig, SchemaSerializer, SchemaValidator, to_json
 
 from qbridge.exceptions import ConfigurationError
 from qbridge.serialization.typed_dicts import readable
+from qbridge.serialization.wire_schema import MARKS, WireSchema, plain
 
 __all__ = ["Fields", "wire_json"]
 
@@ -216,6 +217,14 @@ class Fields:
             part["title"] = name
             part.pop("default", None)
         required = [self._names[key] for key in schema.pop("required", [])]
+        return {**schema, "properties": properties, "required": required, "additionalProperties": False}
+
+    def wire_schema(self) -> dict[str, Any]:
+        """Return a JSON Schema of the same that leaves out nothing that decides, and nothing else."""
+        schema = plain(self._model.model_json_schema(by_alias=False, schema_generator=WireSchema))
+        properties = {self._names[key]: part for key, part in schema.pop("properties", {}).items()}
+        required = sorted(self._names[key] for key in schema.pop("required", []))
+        schema.pop(MARKS, None)
         return {**schema, "properties": properties, "required": required, "additionalProperties": False}
 
     def _named(self, model: Any) -> dict[str, Any]:

@@ -8,7 +8,9 @@ worker can call its function with them.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from pydantic_core import PydanticSerializationError
 from qbridge.exceptions import ArgumentsError, ConfigurationError, PayloadError
 from qbridge.serialization.kombu_types import has_kombu_types, revive
 from qbridge.serialization.schema import Fields, wire_json
+from qbridge.serialization.wire_schema import canonical_text
 
 __all__ = ["Signature", "result_decoder"]
 
@@ -34,12 +37,21 @@ class Signature:
         task: name of the task, for messages.
         context: True if the first parameter is the injected ``TaskContext``, which callers do not pass.
         strict: False lets pydantic coerce what callers pass (``"1"`` for an int).
+        returns: False if what it returns does not cross the wire.
 
     Raises:
         ConfigurationError: if an annotation cannot be resolved or cannot cross the wire.
     """
 
-    def __init__(self, function: Callable[..., Any], task: str, *, context: bool = False, strict: bool = True) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        task: str,
+        *,
+        context: bool = False,
+        strict: bool = True,
+        returns: bool = True,
+    ) -> None:
         self.task = task
         self.strict = strict
         hints = _resolved_hints(function, task)
@@ -53,7 +65,7 @@ class Signature:
         optional = {p.name for p in parameters if p.default is not p.empty or p.name in (self._star, self._double_star)}
         annotations = {p.name: self._annotation(p, hints, task) for p in parameters}
         self._fields = Fields(f"task {task}", annotations, frozenset(optional))
-        self._result = Fields(f"task {task}", {_RESULT: hints.get("return", Any)})
+        self._result = Fields(f"task {task}", {_RESULT: hints.get("return", Any) if returns else Any})
 
     def _annotation(self, parameter: inspect.Parameter, hints: Mapping[str, Any], task: str) -> Any:
         hint: Any = hints.get(parameter.name, Any)
@@ -209,6 +221,31 @@ class Signature:
         if "$defs" in result:
             answer["$defs"] = result["$defs"]
         return {"arguments": self._fields.json_schema(), "result": answer}
+
+    def wire_schema(self) -> dict[str, Any]:
+        """Return what decides whether a call fits, and whether its result can be read, as JSON.
+
+        Returns:
+            ``parameters`` (pairs of name and kind, in their order), ``strict``, ``arguments`` and ``result`` (schemas).
+        """
+        result = self._result.wire_schema()
+        answer = dict(result.pop("properties")[_RESULT])
+        if "$defs" in result:
+            answer["$defs"] = result["$defs"]
+        return {
+            "parameters": self._parameters(),
+            "strict": self.strict,
+            "arguments": self._fields.wire_schema(),
+            "result": answer,
+        }
+
+    def fingerprint(self) -> str:
+        """Return 12 hexadecimal digits that are the same wherever the same calls fit."""
+        parts = (self._parameters(), self.strict, canonical_text(self._fields.wire_schema()))
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    def _parameters(self) -> list[list[str]]:
+        return [[p.name, p.kind.name.lower()] for p in self._signature.parameters.values()]
 
     def __str__(self) -> str:
         return str(self._signature)

@@ -22,6 +22,8 @@ from kombu.exceptions import ContentDisallowed, MessageStateError
 from qbridge.dead_letters import Reason
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
 from qbridge.serialization.refused import MessageRefused
+from qbridge.task import TaskDefinition
+from qbridge.versions import newer, version_in
 from qbridge.worker.claims import Claims
 from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
@@ -84,7 +86,7 @@ class BridgeConsumer(Consumer):
     A broker that refuses the account or has no such vhost is asked again after a while, not hundreds of times a second.
     A worker whose name is taken says so and asks again after a while too.
     Tasks declared while the worker runs are run too.
-    A task that it does not know is left to others for a while.
+    A task that it does not know, or not in that version, is left to others for a while.
     A task that is due in a while goes back to the broker, which keeps it on disk.
     RabbitMQ's delays are made ready for the queues that it consumes, not for those that nobody has declared yet.
     No mingle (a second before the first task) and no gossip (traffic that grows with the square of the workers).
@@ -247,6 +249,15 @@ class BridgeConsumer(Consumer):
             return
         if self._kept(message, "unknown_task", exc):
             self._unknown.end(message, exc)
+
+    def on_newer_version(self, message: Any, definition: TaskDefinition) -> None:
+        """Leave a message of a version that this worker does not have yet to others for a while, then keep it."""
+        name = f"version {version_in(message.headers)} of the task"
+        if self._unknown.put_back(message, self._handle, name):
+            return
+        error = newer(definition, message.headers)
+        if self._kept(message, "unknown_task", error):
+            self._unknown.end(message, error, name, error)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Keep a message that is not what a producer makes, or of a refused type."""

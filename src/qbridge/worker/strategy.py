@@ -10,6 +10,7 @@ from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import registry
 
+from qbridge.versions import version_in
 from qbridge.worker.resending import losses_of
 from qbridge.worker.screening import fault_of
 
@@ -27,9 +28,12 @@ def typed(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     # what a task is declared with its worker reads, whatever the app's other messages are
     own_type = registry.name_to_type.get(task.serializer) if task.definition.options.get("serialization") else None
 
-    bound = task.max_redeliveries
+    bound, version = task.max_redeliveries, task.definition.version
+    leave_newer = getattr(consumer, "on_newer_version", None)  # under defaults="celery" the consumer is Celery's
 
     def typed_message_handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **rest: Any) -> Any:
+        if leave_newer is not None and version_in(message.headers) > version:
+            return leave_newer(message, task.definition)
         message.consumer = consumer  # whom the request asks to keep what it gives up
         if bound is not None and message.delivery_info.get("redelivered") and losses_of(message) > bound:
             message.lost = True  # not run any more

@@ -1,8 +1,9 @@
 """What does a worker do with a task that it does not know? For a while it leaves it to workers that may.
 
-In a rolling deploy some workers know a new task and some do not yet. Celery deletes the message at the first that does
-not. Here it goes back to its queue, to come again after a second, and then after as long as it has gone around, up to
-half a minute. When the grace period is over it becomes a dead letter, and its caller gets ``NotRegistered``.
+In a rolling deploy some workers know a new task, or new arguments of one, and some do not yet. Celery deletes the
+message at the first that does not. Here it goes back to its queue, to come again after a second, and then after as long
+as it has gone around, up to half a minute. When the grace period is over it becomes a dead letter, and its caller gets
+``NotRegistered``, or is told of the version.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ class UnknownTasks:
         self._consumer = consumer
         self._app: Any = consumer.app
 
-    def put_back(self, message: Any, again: Callable[[Any], Any]) -> bool:
+    def put_back(self, message: Any, again: Callable[[Any], Any], what: str = "the task") -> bool:
         """Give a message back to its queue, and acknowledge it there once the broker has the copy.
 
         Args:
             message: as it was received.
             again: called with the message after a while if the broker does not take it now.
+            what: is unknown, for the log.
 
         Returns:
             False if its time is over.
@@ -68,8 +70,8 @@ class UnknownTasks:
             return True
         if told is None:
             logger.warning(
-                "This worker does not know the task %s: [%s] goes back to its queue, for up to %g s",
-                headers.get("task"), headers.get("id"), left,
+                "This worker does not know %s %s: [%s] goes back to its queue, for up to %g s",
+                what, headers.get("task"), headers.get("id"), left,
             )  # fmt: skip
         message.ack_log_error(logger, self._consumer.connection_errors)
         return True
@@ -91,7 +93,7 @@ class UnknownTasks:
         )  # fmt: skip
         self._consumer.timer.call_after(_AGAIN, again, (message,))
 
-    def end(self, message: Any, error: Exception) -> None:
+    def end(self, message: Any, error: Exception, what: str = "the task", failure: Exception | None = None) -> None:
         """Take a message that is kept elsewhere off its queue, and tell its caller.
 
         As Celery does, but that a result backend that is away does not end the worker, and the log has no arguments.
@@ -99,12 +101,15 @@ class UnknownTasks:
         Args:
             message: as it was received.
             error: what looking for the task raised.
+            what: is unknown, for the log.
+            failure: what its caller gets; None: ``NotRegistered``.
         """
         told = headers_of(message)
         if "task" not in told:  # protocol 1: headers and arguments in one mapping
             told = message.payload
         task_id, name = told["id"], told["task"]
-        logger.error("No worker has known the task %s: [%s] is given up", name, task_id)
+        failure = NotRegistered(name) if failure is None else failure
+        logger.error("No worker has known %s %s: [%s] is given up", what, name, task_id)
         message.reject_log_error(logger, self._consumer.connection_errors)
         request = SimpleNamespace(
             id=task_id,
@@ -116,10 +121,10 @@ class UnknownTasks:
             reply_to=message.properties.get("reply_to"),
         )
         try:
-            self._app.backend.mark_as_failure(task_id, NotRegistered(name), request=request)
+            self._app.backend.mark_as_failure(task_id, failure, request=request)
         except Exception as trouble:  # noqa: BLE001 - whatever the backend does: the message is kept
             logger.warning("Cannot store that the task %s[%s] is unknown: %s", name, task_id, trouble)
         dispatcher = self._consumer.event_dispatcher
         if dispatcher:
-            dispatcher.send("task-failed", uuid=task_id, exception=f"NotRegistered({name!r})")
+            dispatcher.send("task-failed", uuid=task_id, exception=repr(failure))
         signals.task_unknown.send(sender=self._consumer, message=message, exc=error, name=name, id=task_id)
