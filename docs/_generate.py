@@ -6,6 +6,7 @@ fails the build: the list of what ``defaults="safe"`` changes is closed.
 
 from __future__ import annotations
 
+import csv
 import inspect
 import os
 import tempfile
@@ -112,6 +113,7 @@ def write_pages(docs: Path) -> None:
             "pairs.md": pairs(),
             "owned.md": owned(),
             "safe.md": safe(),
+            "bounds.md": bounds(),
         }
     for name, lines in pages.items():
         path, text = folder / name, "\n".join(lines) + "\n"
@@ -311,3 +313,29 @@ def _value(setting: str, found: dict[str, Any]) -> str:
     if len(distinct) > 1 or len(repr(next(iter(distinct.values())))) > 60:
         return "depends on the service"
     return _code(next(iter(distinct)))
+
+
+#: Where the measurement of ``bench.bounds`` is kept, and the columns that it is shown in: faults that begin like this.
+_BOUNDS = Path(__file__).parents[1] / "bench" / "results" / "bounds-0.1.0.csv"
+_FAULTS = {
+    "stopped": ("stopped",),
+    "frozen": ("frozen", "locked"),
+    "full": ("full", "disk full"),
+    "restarted": ("restarted",),
+    "cut off": ("cut off",),
+}
+
+
+def bounds() -> Iterator[str]:
+    """Each call of the client: its bound, and the longest that it took under each fault, at any server."""
+    with _BOUNDS.open(newline="", encoding="utf-8") as file:
+        measured = list(csv.DictReader(file))
+    rows = []
+    for call in dict.fromkeys(row["call"] for row in measured):
+        of_call = [row for row in measured if row["call"] == call]
+        cells = []
+        for beginnings in _FAULTS.values():
+            times = [float(row["longest"]) for row in of_call if row["fault"].startswith(beginnings)]
+            cells.append(f"{max(times):.1f}" if times else "")
+        rows.append((_code(call), of_call[0]["promise"], f"{float(of_call[0]['bound']):g}", *cells))
+    yield from _table(("call", "bound", "here", *_FAULTS), rows)

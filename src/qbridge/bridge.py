@@ -37,7 +37,7 @@ from qbridge.readers import EagerReader, HubReader, NoReader
 from qbridge.report import Report
 from qbridge.result import ResultReader, TaskResult
 from qbridge.revoked import remember_revoked
-from qbridge.sending import Attempts, SendingThreads
+from qbridge.sending import Attempts, SendingThreads, attempt_takes
 from qbridge.serialization.signature import result_decoder
 from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
 
@@ -112,6 +112,7 @@ class Bridge(Declares):
                 "worker_config": config.worker,
                 "lock": config.serialization.lock(),
                 "confirm_timeout": config.broker.publish_timeout if safe else None,
+                "attempt_takes": attempt_takes(config.broker) if safe else 0.0,
                 "unknown_task_grace": config.worker.unknown_task_grace,
                 "make_queues": self._queues.declarations if safe or self._queues.any_named else None,
             },

@@ -154,6 +154,8 @@ class BridgeCelery(Celery):
     make_queues: Callable[[str], Queues] | None = None
     #: Seconds to wait for the confirmation of a task message; None: do not confirm.
     confirm_timeout: float | None = None
+    #: Seconds that an attempt to publish may take beyond the deadline of its call.
+    attempt_takes: float = 0.0
     #: Transport options for connections that publish, over those of the configuration.
     write_transport_options: Mapping[str, Any] = {}
 
@@ -262,11 +264,15 @@ class BridgeCelery(Celery):
         while True:
             pool = self.amqp.producer_pool
             try:
-                return super()._acquire_producer(bounded(timeout))
+                return super()._acquire_producer(self._for_a_whole_attempt(bounded(timeout)))
             except RuntimeError:
                 # a setting was assigned in another thread, between the look at the pool and its use
                 if pool is self.amqp.producer_pool:
                     raise
+
+    def _for_a_whole_attempt(self, timeout: float | None) -> float | None:
+        """Return how long to wait for a producer: one that comes when the time is nearly up would overrun it."""
+        return timeout if timeout is None else max(timeout - self.attempt_takes, 0.01)
 
     def drop_connections(self) -> None:
         """Close all pooled connections, those in use when they come back; the next send opens new ones."""

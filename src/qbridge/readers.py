@@ -15,6 +15,8 @@ Meta = Mapping[str, Any]
 Revoke = Callable[[str, bool], None]
 """Tells all workers not to run a task, given its id and whether to end it if it runs."""
 
+_BOUNDS = ("poll_min", "poll_max", "look_timeout")
+
 
 class HubReader:
     """Reads through the bridge's result hub.
@@ -28,7 +30,7 @@ class HubReader:
     def __init__(self, app: Any, results: ResultBackend, revoke: Revoke) -> None:
         self._app = app
         self._revoke = revoke
-        bounds = {name: getattr(results, name) for name in ("poll_min", "poll_max") if hasattr(results, name)}
+        bounds = {name: getattr(results, name) for name in _BOUNDS if hasattr(results, name)}
         self.hub: ResultHub = ResultHub(app, **bounds)
         self.default_timeout: float = results.timeout
 

@@ -18,7 +18,7 @@ from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline, remaining
 from qbridge.exceptions import BrokerUnavailable, QBridgeError
 
-__all__ = ["Attempts", "SendingThreads", "is_broker_error", "is_connection_error"]
+__all__ = ["Attempts", "SendingThreads", "attempt_takes", "is_broker_error", "is_connection_error"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,14 @@ _THREADS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 # A blocked attempt that begins in time may end this much (seconds) after publish_timeout; a second is the promise.
 _GRACE = 0.8
+
+
+def attempt_takes(broker: Broker) -> float:
+    """Return the seconds that must be left for an attempt to begin.
+
+    redis-py's waits are fixed per connection; RabbitMQ's and SQLite's end with the call's deadline.
+    """
+    return max(0.0, float(getattr(broker, "socket_timeout", 0.0)) - _GRACE)
 
 
 class Attempts:
@@ -39,8 +47,7 @@ class Attempts:
     def __init__(self, app: Any, broker: Broker) -> None:
         self._app = app
         self._broker = broker
-        # redis-py's waits are fixed per connection; RabbitMQ's and SQLite's end with the call's deadline
-        self._attempt_takes = float(getattr(broker, "socket_timeout", 0.0))
+        self._attempt_takes = attempt_takes(broker)
 
     def run(self, publish: Callable[[], T]) -> T:
         """Call ``publish`` until it returns.
@@ -66,7 +73,7 @@ class Attempts:
                     sent = sent or _may_have_arrived(error)
                     left = remaining() or 0.0
                     wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, no secret
-                    if left - wait < max(self._attempt_takes - _GRACE, 0.05):
+                    if left - wait < max(self._attempt_takes, 0.05):
                         raise self.unavailable(error, time.monotonic() - began, sent) from error
                 time.sleep(wait)
                 pause = min(pause * 2, _LONGEST_PAUSE)

@@ -68,6 +68,9 @@ class Misbehaving:
         return {task_id: self.metas[task_id] for task_id in task_ids if task_id in self.metas}
 
     def forget(self, task_id: str) -> None:
+        self.thawed.wait(30)
+        if self.error is not None:
+            raise self.error
         self.metas.pop(task_id, None)
 
 
@@ -151,6 +154,27 @@ def test_a_forgotten_result_is_unknown(app: celery.Celery, hub: ResultHub) -> No
     later(0.1, hub.forget, "2")
     with pytest.raises(ResultUnknown):
         hub.wait("2", 10)
+
+
+def test_a_result_that_cannot_be_deleted_is_said(fake: tuple[Misbehaving, ResultHub]) -> None:
+    """``forget`` raises if the server refuses, or does not answer in time: the result is still there."""
+    backend, _ = fake
+    app = FakeApp()
+    app.backend = backend
+    hub = ResultHub(app, look_timeout=0.3)
+    try:
+        backend.error = ConnectionRefusedError("nobody is at home")
+        with pytest.raises(ResultsUnavailable, match="nobody is at home"):
+            hub.forget("1")
+        with pytest.raises(ResultsUnavailable, match="nobody is at home"):
+            asyncio.run(hub.forget_async("1"))
+        backend.error = None
+        backend.thawed.clear()
+        with pytest.raises(ResultsUnavailable, match="deleted"):
+            hub.forget("1")
+    finally:
+        backend.thawed.set()
+        hub.close()
 
 
 def test_many_threads_wait_at_once(app: celery.Celery, hub: ResultHub) -> None:

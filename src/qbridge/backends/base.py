@@ -252,6 +252,9 @@ class ResultBackend(Room, frozen=True):
     timeout: Seconds = 60.0
     """Seconds that ``TaskResult.get()`` waits where the caller names no timeout."""
 
+    look_timeout: Seconds = 5.0
+    """Seconds that one look may take: ``state``, ``ready()``, ``progress()``, ``forget()``."""
+
     @property
     def capabilities(self) -> ResultCapabilities:
         """What this result backend, configured like this, can do."""

@@ -145,6 +145,7 @@ def _description(model: type[BaseModel], name: str, info: FieldInfo) -> str:
 _SHARED = {
     "kind": "Which service is meant.",
     "timeout": "Seconds that ``get()`` waits where the caller names none.",
+    "look_timeout": "Seconds that one look may take: ``state``, ``ready()``, ``progress()``, ``forget()``.",
 }
 
 

@@ -34,7 +34,6 @@ from qbridge.result_hub.tickets import NOTHING, AsyncTicket, SyncTicket, Ticket
 __all__ = ["ResultHub"]
 
 _GRACE = 0.8  # seconds beyond a caller's timeout in which a first look is awaited
-_LOOK = 5.0  # seconds that one look may take
 _IDLE = 5.0  # seconds without tickets after which the thread ends
 _SLOW = 0.5  # seconds without an answer after which a server counts as not answering
 _FORGOTTEN = 10_000  # ids
@@ -48,10 +47,14 @@ class ResultHub:
         app: the Celery app whose backend keeps the results; it is looked up when needed, so it may be changed.
         poll_min: seconds between the first questions to a backend that has to be polled.
         poll_max: seconds between the later ones.
+        look_timeout: seconds that one look may take.
     """
 
-    def __init__(self, app: Any, *, poll_min: float = 0.001, poll_max: float = 0.025) -> None:
+    def __init__(
+        self, app: Any, *, poll_min: float = 0.001, poll_max: float = 0.025, look_timeout: float = 5.0
+    ) -> None:
         self._app = app
+        self._look_timeout = look_timeout
         self._poll = (poll_min, poll_max)
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._closed = False
@@ -122,7 +125,7 @@ class ResultHub:
             The meta; ``{"status": "PENDING", …}`` if nothing is stored.
 
         Raises:
-            ResultsUnavailable: if the result backend does not answer within five seconds, or cannot from here.
+            ResultsUnavailable: if the result backend does not answer within ``look_timeout``, or cannot from here.
             ResultUnknown: if the result was forgotten, or dropped.
             PayloadError: if what is stored cannot be read.
         """
@@ -139,13 +142,13 @@ class ResultHub:
             task_id: id of the task.
 
         Raises:
-            ResultsUnavailable: if the result backend does not answer within five seconds.
+            ResultsUnavailable: if the result backend does not answer within ``look_timeout``.
         """
-        self._ask(task_id, "forget")
+        self._deleted(self._ask(task_id, "forget"), task_id)
 
     async def forget_async(self, task_id: str) -> None:
         """Do the same without blocking the event loop."""
-        await self._ask_async(task_id, "forget")
+        self._deleted(await self._ask_async(task_id, "forget"), task_id)
 
     def close(self) -> None:
         """End all waits with ``ResultsUnavailable`` and close the backend's connections; final."""
@@ -228,7 +231,7 @@ class ResultHub:
         ticket = SyncTicket(task_id, order)
         self._enter(ticket)
         try:
-            return ticket.wait(_LOOK)
+            return ticket.wait(self._look_timeout)
         finally:
             self._leave(ticket)
 
@@ -236,7 +239,7 @@ class ResultHub:
         ticket = AsyncTicket(task_id, order)
         self._enter(ticket)
         try:
-            return await ticket.wait(_LOOK)
+            return await ticket.wait(self._look_timeout)
         finally:
             self._leave(ticket)
 
@@ -259,11 +262,18 @@ class ResultHub:
 
     def _looked(self, outcome: Any, task_id: str) -> dict[str, Any]:
         if outcome is NOTHING:
-            reason = self._reason() or f"no answer from the result backend within {_LOOK:g} s"
+            reason = self._reason() or f"no answer from the result backend within {self._look_timeout:g} s"
             raise ResultsUnavailable(f"The state of task {task_id} cannot be read: {reason}", "Ask again later.")
         if outcome is None:
             return {"task_id": task_id, "status": "PENDING", "result": None, "result_json": None}
         return self._read(outcome, task_id)
+
+    def _deleted(self, outcome: Any, task_id: str) -> None:
+        if outcome is NOTHING:
+            reason = self._reason() or f"no answer from the result backend within {self._look_timeout:g} s"
+            raise ResultsUnavailable(f"The result of task {task_id} was not deleted: {reason}", "Ask again later.")
+        if outcome is not None:
+            self._read(outcome, task_id)
 
     def _read(self, outcome: Any, task_id: str) -> dict[str, Any]:
         if not isinstance(outcome, BaseException):

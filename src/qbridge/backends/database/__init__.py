@@ -49,6 +49,7 @@ class DatabaseResults(ResultBackend, frozen=True):
     Args:
         url: SQLAlchemy URL, with or without Celery's ``db+`` in front and with or without a driver.
         timeout: seconds that ``get()`` waits where the caller names none.
+        look_timeout: seconds that one look may take: ``state``, ``ready()``, ``progress()``, ``forget()``.
         expires: seconds that a result is kept.
         create_tables: whether missing tables are created at first use (``CREATE TABLE IF NOT EXISTS``, never
             ``ALTER``). False: ``qbridge check`` prints the SQL.
@@ -90,6 +91,7 @@ class DatabaseResults(ResultBackend, frozen=True):
             url: str | URL | SecretStr,
             kind: Literal["database"] = "database",
             timeout: float | timedelta = 60.0,
+            look_timeout: float | timedelta = 5.0,
             expires: float | timedelta = 86400.0,
             create_tables: bool = True,
             table_names: Mapping[Literal["task", "group"], str] | None = None,

@@ -30,6 +30,7 @@ class RedisResults(RedisServer, ResultBackend, frozen=True):
         key_prefix: put before every key, so that several applications can share a database.
         connect_timeout: seconds for one attempt to connect.
         timeout: seconds that ``get()`` waits where the caller names none.
+        look_timeout: seconds that one look may take: ``state``, ``ready()``, ``progress()``, ``forget()``.
         expires: seconds that a result is kept.
         socket_timeout: seconds to wait for one answer of the server.
     """
@@ -57,6 +58,7 @@ class RedisResults(RedisServer, ResultBackend, frozen=True):
             key_prefix: str = "",
             connect_timeout: float | timedelta = 5.0,
             timeout: float | timedelta = 60.0,
+            look_timeout: float | timedelta = 5.0,
             expires: float | timedelta = 86400.0,
             socket_timeout: float | timedelta = 5.0,
         ) -> None: ...

@@ -19,6 +19,7 @@ class RpcResults(ResultBackend, frozen=True):
     Args:
         expires: seconds after which an unread result, and the reply queue of a process that died, are dropped.
         timeout: seconds that ``get()`` waits where the caller names none.
+        look_timeout: seconds that one look may take: ``state``, ``ready()``, ``progress()``, ``forget()``.
         persistent: whether results survive a restart of the broker. Celery's default is False: they do not.
     """
 
@@ -37,6 +38,7 @@ class RpcResults(ResultBackend, frozen=True):
             kind: Literal["rpc"] = "rpc",
             expires: float | timedelta = 3600.0,
             timeout: float | timedelta = 60.0,
+            look_timeout: float | timedelta = 5.0,
             persistent: bool = True,
         ) -> None: ...
 
