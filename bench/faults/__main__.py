@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="", help="broker:pool or broker×results:pool, with commas; all by default")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="may be given more than once")
-    parser.add_argument("--tasks", type=int, help="10000; 500 with --short")
+    parser.add_argument("--tasks", type=int, help="at least so many in each cell: 10000; 500 with --short")
     parser.add_argument(
         "--rate", type=float, help="tasks a second; as many as make the sends last as long as the story"
     )

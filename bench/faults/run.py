@@ -19,7 +19,7 @@ from bench.faults.place import Place
 from bench.faults.recorder import RunLog, pid_of
 from bench.faults.sender import Sender
 from bench.faults.story import OF_WORKERS, OUTAGES, Event, Story
-from bench.faults.submit import read_sent
+from bench.faults.submit import ENOUGH, read_sent
 from bench.faults.work import RUNS
 from qbridge.testing.servers import RabbitMQServer
 from qbridge.testing.servers.process import ChildProcess
@@ -48,7 +48,7 @@ class Load:
     """What a cell is run with.
 
     Args:
-        tasks: calls to send.
+        tasks: calls to send, at least: they come until the story is over.
         rate: calls a second.
         seed: of all that is random.
         quiet: seconds in which nothing happens, after which the run is over.
@@ -251,6 +251,8 @@ def _drain(until: float, sender: Sender, fleet: Fleet, log: RunLog, watch: _Watc
             total, done = log.total, set(log.done)
         if total != seen or not fleet.all_consume:
             seen, changed = total, now
+        if now >= until:
+            (folder / ENOUGH).touch()
         if sender.sends or now < until:
             sent_at = now
             continue

@@ -2,7 +2,8 @@
 
 It writes ``OUTCOME NUMBER TIME`` for each call, before it sends the next: ``C`` confirmed, ``R`` refused, ``U`` it may
 have arrived. It sends so many a second and never catches up what an outage has cost; while the file ``hold`` is there,
-it waits, so that a slow machine is not buried.
+it waits, so that a slow machine is not buried. It ends when it has sent all and the file ``enough`` is there, so that
+tasks come for as long as the story goes on; three times as many are enough in any case.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Any, Literal, cast
 
 from bench.faults.workload import QUEUE, Call, task_id, workload
 
-__all__ = ["Outcome", "Sent", "main", "read_sent"]
+__all__ = ["ENOUGH", "Outcome", "Sent", "main", "read_sent"]
 
 Outcome = Literal["C", "R", "U"]
 
+ENOUGH = "enough"
+"""File in the cell's folder: no task need come any more."""
+_MOST = 3
 _TICK = 0.1
 
 
@@ -86,9 +90,11 @@ def main() -> None:
     folder, rate = Path(told["folder"]), float(told["rate"])
     send = _ours() if told["system"] == "qbridge" else _theirs()
     log = os.open(folder / "sent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    hold = folder / "hold"
+    hold, enough = folder / "hold", folder / ENOUGH
     credit, before = 0.0, time.monotonic()
-    for call in workload(told["tasks"], told["seed"]):
+    for call in workload(_MOST * told["tasks"], told["seed"]):
+        if call.number >= told["tasks"] and enough.exists():
+            break
         while credit < 1:
             time.sleep(_TICK)
             now = time.monotonic()

@@ -93,6 +93,37 @@ def test_a_killed_holder_is_followed_within_five_seconds(contract: Contract) -> 
     assert waited < 5 + 1, "a second for a busy machine"
 
 
+@pytest.mark.parametrize("contract", ["redis", "sqlite"], indirect=True)
+def test_a_run_that_was_ended_leaves_no_claim(contract: Contract, url: str) -> None:
+    """A process is ended when the connection breaks: the message that comes again need not wait for the lease."""
+    path, release = contract.path(), contract.path("release")
+    settings = through(proxy := TcpProxy.to(url), url)
+    with proxy, contract.worker_of(QUEUE, pool="process", concurrency=1, settings=settings) as worker:
+        result = contract.tasks.hold.using(queue=QUEUE).delay(str(path), str(release))
+        wait_until(lambda: runs(path), 20, what="the task to run")
+        time.sleep(2.5)  # long enough to be claimed, and renewed
+        proxy.cut()
+        wait_until(lambda: "Ending task" in worker.log.read_text(), 20, what="the run to be ended")
+        wait_until(lambda: len(runs(path)) == 2, 20, what="the second run")
+        assert "while it runs elsewhere" not in worker.log.read_text()
+        release.touch()
+        assert result.get(timeout=20) == 2
+
+
+@pytest.mark.parametrize("contract", ["redis"], indirect=True)
+def test_a_worker_is_back_when_its_heartbeats_were_missed(contract: Contract, url: str) -> None:
+    """A lost connection is not closed in order, and the name that it has at the broker is asked for each second."""
+    path = contract.path()
+    settings = through(proxy := TcpProxy.to(url), url) | {"QBRIDGE_BROKER__PUBLISH_TIMEOUT": "20"}
+    with proxy, contract.worker_of(QUEUE, pool="thread", settings=settings):
+        contract.tasks.note.using(queue=QUEUE).delay(str(path), "before").get(timeout=20)
+        proxy.lose()
+        lost = time.monotonic()
+        contract.tasks.note.using(queue=QUEUE).delay(str(path), "after").get(timeout=80)
+        # heartbeats of 2 s: two and a half of them, the look at what comes again, and time for a busy machine
+        assert time.monotonic() - lost < 2.5 * 2 + 2 + 6
+
+
 @pytest.mark.parametrize("contract", ["redis"], indirect=True)
 def test_a_stopped_holder_cannot_store_its_result(contract: Contract, url: str) -> None:
     """SIGSTOP past the lease: the task runs elsewhere, and what the first run brings in the end is refused."""

@@ -34,7 +34,7 @@ def test_nothing_is_lost_and_nothing_is_stuck(
         rabbitmq = request.getfixturevalue("qbridge_rabbitmq")
     folder = tmp_path_factory.mktemp("faults")
     verdict = run(cell, story(cell, SEED, short=True), Load(300, 50.0, SEED), folder, rabbitmq)
-    assert 300 == verdict.submitted
+    assert 300 <= verdict.submitted <= 900
     assert frozenset() == verdict.lost
     assert frozenset() == verdict.stuck
     assert frozenset() == verdict.refused_and_ran

@@ -13,7 +13,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,7 @@ class Claims:
         self._waiting: list[_Waiting] = []
         self._renewed: dict[str, float] = {}
         self._lost: set[str] = set()
+        self._over: deque[tuple[str, str]] = deque()
         self._learnt, self._learn_at = 0, 0.0
         self._needed = False
         self._failing = False
@@ -116,6 +118,18 @@ class Claims:
         with self._lock:
             self._waiting.append(_Waiting(message, again, time.monotonic() + wait))
         return True
+
+    def let_go(self, requests: Iterable[Any]) -> None:
+        """Release what runs had claimed whose processes are dead: who has their messages need not wait for the lease.
+
+        Args:
+            requests: of the runs.
+        """
+        if self._store is not None:
+            for request in requests:
+                holder = request.delivery_info.get(HOLDER)
+                if holder:
+                    self._over.append((str(request.id), holder))
 
     def _go_on(self, waiting: _Waiting, holder: str, token: int) -> None:
         """Hand a message on that has waited."""
@@ -175,8 +189,15 @@ class Claims:
         for task_id in ids:
             state.revoked.add(task_id)
 
+    def _release(self) -> None:
+        assert self._store is not None
+        while self._over:
+            key, holder = self._over.popleft()  # once: a lease that ends by itself is no harm
+            self._store.release("run", key, holder)
+
     def _claim_running(self) -> None:
         assert self._store is not None
+        self._release()
         now = time.time()
         running = {}
         for request in _snapshot():

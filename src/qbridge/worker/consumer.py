@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from amqp.exceptions import ResourceLocked
@@ -46,6 +46,10 @@ _OUR_STEPS = {"Control": "qbridge.worker.unlocking:Control", "DelayedDelivery": 
 
 _NAME_TAKEN = 5.0
 """Seconds between two attempts under a name that another worker has: it may be on its way out."""
+_NAME_HELD = 1.0
+"""The same where it is this worker's own former connection that has it, which the broker takes for alive."""
+_HEARTBEATS = 3.0
+"""Heartbeats after which a broker has noticed that a connection is lost."""
 
 
 def _pause(seconds: float) -> None:
@@ -109,6 +113,7 @@ class BridgeConsumer(Consumer):
         self._claims = Claims(self)
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
+        self._lost_at = float("-inf")
         self._acks_inline = isinstance(self.pool, solo.TaskPool)
         if getattr(self.pool, "is_green", False) and not self.hub:
             self.loop = green_loop
@@ -147,18 +152,36 @@ class BridgeConsumer(Consumer):
             withdraw()
             keep_claimed(pool.running())
         elif isinstance(pool, prefork.TaskPool):
-            end_running(pool)
+            self._claims.let_go(end_running(pool))
+        if self.pulse.consuming:
+            self._lost_at = time.monotonic()
+        events = self.event_dispatcher
+        if events is not None and events.connection is not None:
+            # Celery closes it in order before it connects again: with a server that is gone each answer that does not
+            # come is waited for, and no task runs meanwhile
+            events.connection.collect()
         super().on_connection_error_after_connected(exc)
         ending = self._ending
         if ending is not None:  # nothing is left to acknowledge on, and nothing more is to be taken
             state.should_stop = ending.exit_code
         if isinstance(exc, ResourceLocked) and ".pidbox" in str(exc):
-            logger.error(
-                "Another worker on this broker is called %s: its queue for remote control is locked, and this worker "
-                "cannot start beside it. Give it a name of its own: -n another@%%h. Trying again in %g seconds.",
-                self.hostname, _NAME_TAKEN,
-            )  # fmt: skip
-            _pause(_NAME_TAKEN)
+            self._wait_for_the_name()
+
+    def _wait_for_the_name(self) -> None:
+        if time.monotonic() - self._lost_at < _HEARTBEATS * float(self.amqheartbeat or 0):
+            logger.warning(
+                "The broker has not noticed yet that this worker's former connection is lost, which has its queue for "
+                "remote control. Trying again in %g seconds.",
+                _NAME_HELD,
+            )
+            _pause(_NAME_HELD)
+            return
+        logger.error(
+            "Another worker on this broker is called %s: its queue for remote control is locked, and this worker "
+            "cannot start beside it. Give it a name of its own: -n another@%%h. Trying again in %g seconds.",
+            self.hostname, _NAME_TAKEN,
+        )  # fmt: skip
+        _pause(_NAME_TAKEN)
 
     def on_ready(self) -> None:
         """Celery's hook: the broker was told to deliver."""
@@ -171,6 +194,14 @@ class BridgeConsumer(Consumer):
         """Celery's hook: nothing can be acknowledged any more."""
         self.pulse.end()
         super().on_close()
+
+    def let_go(self, requests: Iterable[Any]) -> None:
+        """Let others have tasks whose runs are over without an outcome.
+
+        Args:
+            requests: of the tasks.
+        """
+        self._claims.let_go(requests)
 
     @property
     def _ending(self) -> Any:

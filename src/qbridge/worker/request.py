@@ -185,6 +185,7 @@ class TypedRequest(AdoptingRequest):
             return False
         state.task_ready(self)
         consumer, headers = self.message.consumer, {**headers_of(self.message), HEADER_LOSSES: losses}
+        consumer.let_go([self])
         try:
             if not put_off(consumer, self.message, _PAUSE, headers):
                 send_again(self._app, self.message, headers, "", queue_of(consumer, self.message))

@@ -60,24 +60,28 @@ class AdoptingRequest(Request):
             consumer.call_soon_ack(message.reject_log_error, logger, consumer.connection_errors, requeue)
 
 
-def end_running(pool: Any) -> None:
+def end_running(pool: Any) -> list[Any]:
     """End what runs in the pool's processes, before its messages are given up with the connection.
 
     Celery gives the connection up first, and another worker may begin the task before the process has ended.
 
     Args:
         pool: of processes.
+
+    Returns:
+        The requests whose runs were ended.
     """
-    pids = []
+    ended = []
     for request in tuple(state.active_requests):
         if request.task.acks_late and not request.acknowledged:
             logger.warning("Ending task %s: its connection broke, and it will be delivered again", request.id)
-            pids.append(request.worker_pid)
+            ended.append(request)
             try:
                 request.cancel(pool)
             except Exception as error:  # noqa: BLE001 - that it is cancelled is stored, and may not be to be stored
                 logger.warning("Cannot say that task %s was cancelled: %s", request.id, error)
-    end_processes(pid for pid in pids if pid)
+    end_processes(request.worker_pid for request in ended if request.worker_pid)
+    return ended
 
 
 def keep_claimed(requests: Iterable[Any]) -> None:
