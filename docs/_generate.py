@@ -1,7 +1,8 @@
 """Which pages of the documentation are made from the code? Written to ``_generated/`` at each build, never by hand.
 
 The pages of the reference include them. A setting without a reason in ``_REASONS``, or a reason without a setting,
-fails the build: the list of what ``defaults="safe"`` changes is closed.
+fails the build: the list of what ``defaults="safe"`` changes is closed. The fault
+table is made from the last measurement.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import inspect
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import click
 from celery.app.defaults import NAMESPACES, flatten
 
-from qbridge import BridgeConfig, exceptions
+from qbridge import BridgeConfig, __version__, exceptions
 from qbridge.backends.base import Broker, ResultBackend
 from qbridge.celery_settings import app_settings
 from qbridge.cli import program
@@ -114,6 +115,7 @@ def write_pages(docs: Path) -> None:
             "owned.md": owned(),
             "safe.md": safe(),
             "bounds.md": bounds(),
+            "faults.md": faults(docs.parent / "bench" / "results" / f"faults-{__version__}.csv"),
         }
     for name, lines in pages.items():
         path, text = folder / name, "\n".join(lines) + "\n"
@@ -339,3 +341,57 @@ def bounds() -> Iterator[str]:
             cells.append(f"{max(times):.1f}" if times else "")
         rows.append((_code(call), of_call[0]["promise"], f"{float(of_call[0]['bound']):g}", *cells))
     yield from _table(("call", "bound", "here", *_FAULTS), rows)
+
+
+_SYSTEMS = {"qbridge": "qbridge", "celery": "Celery", "celery-late": "Celery, `acks_late`"}
+_COUNTS = {
+    "submitted": "submitted",
+    "confirmed": "confirmed",
+    "executed": "executed",
+    "again": "cut short and begun again",
+    "twice": "executed twice",
+    "concurrently": "concurrently twice",
+    "lost": "lost",
+    "dead": "dead letters",
+    "stuck": "stuck",
+}
+_RESUMES = {
+    "worker": "worker killed",
+    "child": "pool's process killed",
+    "broker": "broker restarted",
+    "freeze": "broker frozen for 30 s",
+    "results": "result server restarted",
+    "cut": "connections cut",
+    "loss": "connections lost without a word",
+    "stall": "connections stalled",
+    "roll": "worker restarted (SIGTERM)",
+}
+
+
+def faults(path: Path) -> Iterator[str]:
+    """The fault table, as it was measured; without a measurement, a sentence that says so."""
+    if not path.exists():
+        yield "There is no measurement of this version: `nox -s faults` makes one."
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    yield from ("### What became of the tasks", "")
+    yield from _faults_table(rows, _COUNTS, "")
+    yield from ("### Seconds until things went on, the longest of each cell", "")
+    yield from _faults_table(rows, _RESUMES, "resume_")
+
+
+def _faults_table(rows: Sequence[dict[str, str]], columns: Mapping[str, str], prefix: str) -> Iterator[str]:
+    yield from _table(
+        ("system", "broker", "results", "pool", *columns.values()),
+        (
+            (
+                _SYSTEMS[row["system"]],
+                row["broker"],
+                row["results"],
+                row["pool"],
+                *(row[prefix + name] or "–" for name in columns),
+            )
+            for row in rows
+        ),
+    )
