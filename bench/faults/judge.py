@@ -240,7 +240,7 @@ def _resumes(evidence: Evidence, by_number: Mapping[int, Sequence[Run]]) -> dict
         for one in evidence.happened:
             if one.act in acts:
                 found = (
-                    _after_death(one, by_number, outages)
+                    _after_death(one, by_number, evidence.happened, outages)
                     if one.pids
                     else _after_outage(one, begins, sent_after(one), evidence.held, outages)
                 )
@@ -251,14 +251,22 @@ def _resumes(evidence: Evidence, by_number: Mapping[int, Sequence[Run]]) -> dict
 
 
 def _after_death(
-    one: Happened, by_number: Mapping[int, Sequence[Run]], outages: Sequence[tuple[float, float]]
+    one: Happened,
+    by_number: Mapping[int, Sequence[Run]],
+    happened: Sequence[Happened],
+    outages: Sequence[tuple[float, float]],
 ) -> Iterable[float]:
-    """Seconds from a death to the next run of each call that ran in the dead, outages not counted."""
+    """Seconds from a death to the next run of each call that ran in the dead, outages not counted.
+
+    If the worker died too before it could see to a dead process of its own, its death is the one that counts.
+    """
     for runs in by_number.values():
         for run in runs:
             if run.pid in one.pids and run.ended is None and run.began <= one.ended:
                 after = [other.began for other in runs if other.began > one.began and other is not run]
-                if after:
+                if after and not any(
+                    one.began < other.began < min(after) and run.pid in other.pids for other in happened
+                ):
                     yield _without(one.began, min(after), outages)
 
 

@@ -95,6 +95,16 @@ def test_time_to_resume_after_a_death_is_that_of_the_next_run() -> None:
     assert 3.0 == judge(Evidence(sent(1, 2), runs, happened)).resume["worker"]
 
 
+def test_of_two_deaths_the_later_one_counts() -> None:
+    """A process is killed, and a moment later the worker that would have seen to it."""
+    happened = [
+        Happened("kill_child", 10, 10, frozenset({7})),
+        Happened("kill_parent", 11, 11, frozenset({6, 7})),
+    ]
+    resume = judge(Evidence(sent(1), [ran(1, 9, 10, "", pid=7), ran(1, 15, 16, pid=8)], happened)).resume
+    assert {"worker": 4.0} == resume
+
+
 def test_time_to_resume_after_an_outage_is_that_of_the_first_new_task() -> None:
     """Those that workers had in their hands prove nothing."""
     happened = [Happened("kill_broker", 10, 10), Happened("start_broker", 12, 14)]
