@@ -13,13 +13,18 @@ from qbridge.testing.contracts.kit import Contract
 #: that began last would be waited for alone.
 LONGEST = (
     "test_dead_letters_failed",
-    "test_faults_short",
-    "test_retry_restarts",
+    "test_kit_servers",
+    "test_faults_basic",
+    "test_delays",
     "test_retry_broker_away",
     "test_locked_wire",
     "test_worker_ending",
+    "test_interop_celery",
+    "test_redis_leases",
+    "test_faults_short",
+    "test_results_database",
+    "test_retry_restarts",
     "test_celery_app_ways",
-    "test_claims",
 )
 
 

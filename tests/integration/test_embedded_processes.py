@@ -79,7 +79,7 @@ class Cluster:
     def idle(self) -> bool:
         return all(state.ready == state.claimed == 0 for state in self.queues().values() if state.durable)
 
-    def wait_idle(self, timeout: float = 30) -> None:
+    def wait_idle(self, timeout: float = 60) -> None:
         wait_until(self.idle, timeout, what="all messages to be acknowledged")
 
     def stop(self) -> None:

@@ -35,6 +35,8 @@ _CONFIG = ConfigDict(
 _KEY_TYPES = frozenset(
     {"any", "bool", "bytes", "date", "datetime", "decimal", "float", "int", "str", "time", "timedelta", "uuid", "url"}
 )
+# What is known to cross is not compiled to find out: that would be most of the time that declaring a task takes.
+_CROSS = (str, int, float, bool, bytes, None, type(None), Any)
 _OPAQUE_KEYS = frozenset({"default", "expected", "metadata", "cls", "members"})
 
 
@@ -234,6 +236,8 @@ class Fields:
 
 def _refuse_what_cannot_cross(owner: str, name: str, annotation: Any) -> None:
     """Compile one annotation alone, so that the message can name it."""
+    if any(annotation is kind for kind in _CROSS):
+        return
     shown = "the return value" if name == "return" else f"parameter {name!r}"
     try:
         model = create_model("Value", __base__=_Base, value=(annotation, ...))
