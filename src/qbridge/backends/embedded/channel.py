@@ -228,15 +228,37 @@ class Channel(virtual.Channel):
         self.store.touch(queue)
         return None if claim is None else self._received(claim, no_ack)
 
+    def keep(self, delivery_tags: Iterable[str]) -> None:
+        """Let messages stay claimed when the channel is closed.
+
+        Args:
+            delivery_tags: of messages whose tasks run on.
+        """
+        if self.connection is not None:
+            self.qos.keep(delivery_tags)
+
+    @property
+    def stays(self) -> bool:
+        """Whether claims outlive the channel."""
+        return self.qos.staying is not None
+
+    def close(self) -> None:
+        """Close the channel; what it holds goes back, but for what is kept."""
+        if not self.closed and self.connection is not None and self.qos.kept():
+            self.connection.outlive(self.qos)
+        super().close()
+
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        self.transport  # noqa: B018  # a closed channel has given its messages back: say so
+        if not self.stays:
+            self.transport  # noqa: B018  # a closed channel has given its messages back: say so
         if multiple:
             self.qos.ack_up_to(delivery_tag)
         else:
             self.qos.ack(delivery_tag)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        self.transport  # noqa: B018  # as above
+        if not self.stays:
+            self.transport  # noqa: B018  # as above
         self.qos.reject(delivery_tag, requeue=requeue)
 
     def look_again(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kombu.transport import virtual
 
 if TYPE_CHECKING:
     from qbridge.backends.embedded.channel import Channel
+    from qbridge.backends.embedded.staying import Staying
+    from qbridge.backends.embedded.transport import Transport
 
 __all__ = ["QoS"]
 
@@ -21,6 +24,9 @@ class QoS(virtual.QoS):
         self.prefetch_count: int = prefetch_count or 0
         self._claims: dict[str, tuple[int, int]] = {}
         self._messages: dict[str, Any] = {}
+        self._kept: set[str] = set()
+        #: Who settles what is kept when the channel is closed: the connection, then what stays of it; None: nothing is.
+        self.staying: Staying | Transport | None = None
 
     def can_consume(self) -> bool:
         return not self.prefetch_count or len(self._claims) < self.prefetch_count
@@ -48,8 +54,20 @@ class QoS(virtual.QoS):
             self._settle(tags[: tags.index(delivery_tag) + 1], requeue=False)
 
     def restore_unacked(self) -> list[Any]:
-        self._settle(list(self._claims), requeue=True)
+        self._settle([tag for tag in self._claims if tag not in self._kept], requeue=True)
         return []
+
+    def keep(self, delivery_tags: Iterable[str]) -> None:
+        """Let messages stay claimed when the channel is closed.
+
+        Args:
+            delivery_tags: of messages whose tasks run on.
+        """
+        self._kept = {tag for tag in delivery_tags if tag in self._claims}
+
+    def kept(self) -> list[tuple[int, int]]:
+        """What is to outlive the channel, by id and deliveries."""
+        return [self._claims[tag] for tag in self._kept if tag in self._claims]
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         self.restore_unacked()
@@ -58,6 +76,7 @@ class QoS(virtual.QoS):
         """Drop the list without settling anything: in a forked child, where the claims are the parent's."""
         self._claims.clear()
         self._messages.clear()
+        self._kept.clear()
 
     def _settle(self, tags: list[str], *, requeue: bool) -> None:
         claims = []
@@ -68,3 +87,5 @@ class QoS(virtual.QoS):
                 claims.append(claim)
         if claims and self.channel.connection is not None:  # None: closed, and given back with everything
             self.channel.connection.settle(claims, requeue=requeue)
+        elif claims and self.staying is not None:  # but for what is kept
+            self.staying.settle(claims, requeue=requeue)

@@ -195,6 +195,18 @@ class Store(Topology):
             parties = _remove_party(sql, party, lost=False)
         presence.wake(self.folder, parties)
 
+    def stay(self, party: str, claims: Iterable[tuple[int, int]]) -> None:
+        """Let a party stand for some of its claims, by id and deliveries; whatever else it has ends as if it left."""
+        kept, queues = set(claims), set[str]()
+        with self.database.write() as sql:
+            for claim in sql.execute("SELECT id, deliveries FROM message WHERE party = ?", (party,)).fetchall():
+                if claim not in kept:
+                    rows = sql.execute("UPDATE message SET party = NULL WHERE id = ? RETURNING queue", claim[:1])
+                    queues.update(row[0] for row in rows.fetchall())
+            _end_consuming(sql, party)
+            parties = _parties(sql, queues)
+        presence.wake(self.folder, parties)
+
     def add_consumer(self, party: str, queue: str, tag: str) -> None:
         """From now on ``party`` is woken for messages in ``queue``."""
         with self.database.write() as sql:
@@ -295,12 +307,16 @@ def _remove_party(sql: sqlite3.Connection, party: str, *, lost: bool) -> set[str
     returned = sql.execute(
         "UPDATE message SET party = NULL, losses = losses + ? WHERE party = ? RETURNING queue", (int(lost), party)
     ).fetchall()
+    _end_consuming(sql, party)
+    sql.execute("DELETE FROM party WHERE id = ?", (party,))
+    return _parties(sql, {row[0] for row in returned})
+
+
+def _end_consuming(sql: sqlite3.Connection, party: str) -> None:
     consumed = sql.execute("DELETE FROM consumer WHERE party = ? RETURNING queue", (party,)).fetchall()
     _after_consumers_left(sql, [row[0] for row in consumed])
     for (queue,) in sql.execute("SELECT name FROM queue WHERE party = ?", (party,)).fetchall():
         drop_queue(sql, queue)
-    sql.execute("DELETE FROM party WHERE id = ?", (party,))
-    return _parties(sql, {row[0] for row in returned})
 
 
 def _after_consumers_left(sql: sqlite3.Connection, queues: Iterable[str]) -> None:

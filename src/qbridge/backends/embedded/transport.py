@@ -6,8 +6,9 @@ Guarantees, for any number of processes on one machine:
   cut. It returns or raises within ``publish_timeout``. Several messages go in one transaction (``publish_many``,
   ``Producer.batch``): all or none.
 - A message that is handed out is claimed, not deleted, until it is acknowledged. It comes back, to its old place, when
-  it is rejected with requeue, when its channel or connection closes, or about a second after its process died. While
-  the process lives, stopped or busy, nobody else gets it.
+  it is rejected with requeue, when its channel or connection closes (but for what is kept, because its task runs on:
+  see ``staying``), or about a second after its process died. While the process lives, stopped or busy, nobody else
+  gets it.
 - ``delivery_info`` says ``redelivered``, ``delivery_count`` (earlier deliveries; also the header ``x-delivery-count``,
   as on RabbitMQ's quorum queues) and ``loss_count`` (how often the process that held it died).
 - Highest priority first (0 to 9; 5 where the sender named none), then first in, first out.
@@ -42,7 +43,9 @@ from qbridge.backends.embedded.alarm import Alarm
 from qbridge.backends.embedded.channel import Channel
 from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 from qbridge.backends.embedded.presence import Presence
+from qbridge.backends.embedded.qos import QoS
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES, ExchangeMissing
+from qbridge.backends.embedded.staying import Staying
 from qbridge.backends.embedded.store import Outgoing, Store
 from qbridge.backends.forking import begin_anew_after_fork
 
@@ -83,12 +86,14 @@ class Transport(virtual.Transport):
         url = name if "://" in name else f"embedded:///{(client.virtual_host or '').lstrip('/')}"
         self.store: Store = Store(path_of(url).absolute(), self.publish_timeout)
         self._presence: Presence | None = None
+        self._finalizer: weakref.finalize[..., Transport] | None = None
         self._pid = os.getpid()
         self._loop: Any = None
         self._sweep_timer: Any = None
         self._next_sweep = 0.0
         self._alarm = Alarm()
         self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
+        self._kept: list[QoS] = []
         begin_anew_after_fork(self)
 
     def driver_version(self) -> str:
@@ -115,9 +120,34 @@ class Transport(virtual.Transport):
         finally:
             self._detach()
             presence, self._presence = self._presence, None
-            if presence is not None:
+            if presence is not None and not self._stay(presence):
                 self._leave(presence)
             self.store.database.close()
+
+    def outlive(self, qos: QoS) -> None:
+        """Settle what a channel that is closed now has kept, and let it outlive this connection too."""
+        qos.staying = self
+        self._kept.append(qos)
+
+    def _stay(self, presence: Presence) -> bool:
+        """Keep what tasks that run on have claimed; False if there is nothing, or if that cannot be."""
+        kept, self._kept = self._kept, []
+        for qos in kept:
+            qos.staying = None
+        claims = [claim for qos in kept for claim in qos.kept()]
+        if not claims:
+            return False
+        try:
+            self._settle_put_off(presence)
+            staying = Staying(presence, self.store, claims)
+        except FileUnavailable as error:
+            logger.warning("Cannot keep what running tasks have claimed: %s", error)
+            return False
+        if self._finalizer is not None:
+            self._finalizer.detach()  # the presence is no longer ours
+        for qos in kept:
+            qos.staying = staying
+        return True
 
     def _leave(self, presence: Presence) -> None:
         try:
@@ -169,7 +199,7 @@ class Transport(virtual.Transport):
             except BaseException:
                 presence.close()
                 raise
-            weakref.finalize(self, presence.close)
+            self._finalizer = weakref.finalize(self, presence.close)
             self._presence = presence
             self.sweep()
             self._attach()
@@ -309,5 +339,6 @@ class Transport(virtual.Transport):
         self._presence = self._loop = self._sweep_timer = None
         self._alarm = Alarm()
         self._put_off.clear()
+        self._kept.clear()
         for channel in tuple(self.channels):
             channel.forget()
