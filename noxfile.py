@@ -147,8 +147,9 @@ def _pytest(
 _BESIDE = ("-n", "4")
 # xdist would begin with the files that have most tests; those that take longest have few.
 _FILES_BESIDE = (*_BESIDE, "--dist=loadfile", "--no-loadscope-reorder")
-# What only computes.
-_COMPUTING_BESIDE = ("-n", "2", "--dist=loadfile")
+# What computes: the starts of programs, in the acceptance tests, are nothing else.
+_COMPUTING = ("-n", "2")
+_COMPUTING_BESIDE = (*_COMPUTING, "--dist=loadfile")
 
 
 # The sessions.
@@ -224,7 +225,7 @@ def acceptance(session: nox.Session) -> None:
     """Real worker processes, the command line, the examples."""
     _install(session, "test", "examples")
     _need_servers(session)
-    _pytest(session, "tests/acceptance", *_BESIDE, "--dist=load")
+    _pytest(session, "tests/acceptance", *_COMPUTING, "--dist=load")
 
 
 @session()
