@@ -94,17 +94,21 @@ class Fleet:
     @property
     def is_well(self) -> bool:
         """All workers but one consume, at least: a moment to kill one, and to see what the others do."""
-        return sum(ready.exists() for ready in self._ready) >= len(self._ready) - 1
+        return sum(map(self._is_there, range(len(self._ready)))) >= len(self._ready) - 1
 
     @property
     def all_consume(self) -> bool:
         """All workers do."""
-        return all(ready.exists() for ready in self._ready)
+        return all(map(self._is_there, range(len(self._ready))))
+
+    def _is_there(self, place: int) -> bool:
+        """Whether the worker at a place consumes: one that was killed has said so too, before."""
+        return self._ready[place].exists() and self._workers[place].exit_code() is None
 
     def _one_that_consumes(self, place: int) -> int:
         """The worker at a place, or the next one that consumes."""
         places = [*range(place, len(self._ready)), *range(place)]
-        return next((place for place in places if self._ready[place].exists()), place)
+        return next((place for place in places if self._is_there(place)), place)
 
     # What happens to them, by the names of the acts
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.faults.cells import Cell, all_cells
+from bench.faults.fleet import Fleet
 from bench.faults.judge import RESUMES, Evidence, Happened, Run, judge, runs_of
 from bench.faults.recorder import Line, Recorder, RunLog
 from bench.faults.sender import Sender
@@ -147,6 +148,25 @@ def test_a_sender_that_does_not_end_is_killed(tmp_path: Path, capsys: pytest.Cap
         process.kill()
     sender.demand_success()  # it did not fail by itself
     assert "a cell: the sender did not end" in capsys.readouterr().out
+
+
+def test_a_worker_that_was_killed_is_not_there(tmp_path: Path) -> None:
+    """Although it has said that it consumes; else all are killed within a moment, and nobody is left to go on."""
+    fleet = Fleet(all_cells()[0], {}, tmp_path)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    for number in range(2):
+        fleet._workers.append(ChildProcess(command, log=tmp_path / f"{number}.txt", env={}, cwd=tmp_path))
+        fleet._ready.append(tmp_path / f"{number}.ready")
+        fleet._ready[-1].touch()
+    try:
+        assert fleet.all_consume
+        first = fleet.kill_worker(0)
+        assert not fleet.all_consume
+        assert fleet.is_well
+        assert not first & fleet.kill_worker(0), "the next one that consumes"
+        assert not fleet.is_well
+    finally:
+        fleet.end()
 
 
 def test_what_a_process_wrote_is_read_back(tmp_path: Path) -> None:
