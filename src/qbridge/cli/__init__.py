@@ -19,6 +19,7 @@ _COMMANDS = {
     "beat": "qbridge.cli.beat",
     "check": "qbridge.cli.check",
     "tasks": "qbridge.cli.tasks",
+    "schema": "qbridge.cli.schema",
     "queues": "qbridge.cli.queues",
     "dead-letters": "qbridge.cli.dead_letters",
     "watch": "qbridge.cli.watch",

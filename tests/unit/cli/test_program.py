@@ -37,7 +37,7 @@ def test_importing_qbridge_imports_no_command_line() -> None:
 def test_every_command_has_a_line_of_help_that_fits() -> None:
     """The list of commands is not cut off in 80 columns."""
     shown = CliRunner().invoke(program, ["--help"], env={"COLUMNS": "80"}).output
-    for name in ("demo", "worker", "beat", "check", "tasks", "queues", "dead-letters", "watch"):
+    for name in ("demo", "worker", "beat", "check", "tasks", "schema", "queues", "dead-letters", "watch"):
         assert f"\n  {name} " in shown
         assert CliRunner().invoke(program, [name, "--help"]).exit_code == 0
     assert "..." not in shown.partition("Commands:")[2]
