@@ -130,6 +130,15 @@ class TypedRequest(AdoptingRequest):
     _held = False
     _lost = False
 
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """Say that the run was ended here; Celery notes it when all is said, and says nothing if that fails.
+
+        The process is gone by then: found dead, it would be one that was lost, and the task be sent again, beside the
+        message that its broker delivers again.
+        """
+        self._already_cancelled = True
+        super()._announce_cancelled(emit_retry=emit_retry)
+
     @property
     def _ended_by_us(self) -> bool:
         return bool(self._already_cancelled or self._already_revoked)
