@@ -125,6 +125,7 @@ def test_tasks_tells_signatures_and_policies(folder: Folder) -> None:
     assert told["shop.render"]["time_limit"] == 60
     assert told["shop.render"]["retry"]["attempts"] == 4
     assert told["shop.add"]["retry"] is None
+    assert (told["shop.add"]["version"], len(told["shop.add"]["fingerprint"])) == (1, 12)
     assert not list((folder.path / ".state").iterdir())
 
 

@@ -48,6 +48,8 @@ def _described(bridge: Bridge, task: Task[Any, Any]) -> dict[str, Any]:
     return {
         "name": task.name,
         "signature": signature_text(definition),
+        "version": task.version,
+        "fingerprint": task.fingerprint,
         "queue": task.queue,
         "async": definition.is_async,
         "remote": definition.remote,
@@ -82,6 +84,8 @@ def _seconds(value: float | timedelta | None) -> float | None:
 
 def _policies(task: dict[str, Any]) -> list[str]:
     found = [f"queue {task['queue']}"]
+    if task["version"] > 1:
+        found.append(f"version {task['version']}")
     if task["remote"]:
         return [*found, "remote: it runs elsewhere"]
     found += ["async"] if task["async"] else []
