@@ -73,6 +73,7 @@ _REASONS = {
     "worker_prefetch_multiplier": "from `worker.prefetch`: what a busy worker holds back, an idle one cannot take",
     "worker_soft_shutdown_timeout": "from `worker.shutdown_timeout`",
     "worker_cancel_long_running_tasks_on_connection_loss": "a run that will be delivered again is ended, not doubled",
+    "worker_proc_alive_timeout": "a process of the pool is not killed because its parent did not hear it start",
     "worker_hijack_root_logger": "logging belongs to the application",
     "worker_redirect_stdouts": "so does standard output",
     "result_backend": "from `results`",

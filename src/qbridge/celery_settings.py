@@ -96,6 +96,8 @@ def _worker(config: BridgeConfig) -> dict[str, Any]:
         "worker_soft_shutdown_timeout": worker.shutdown_timeout,
         # a run whose connection is gone will be delivered again: end it (process pool) instead of running it twice
         "worker_cancel_long_running_tasks_on_connection_loss": True,
+        # Celery's 4 s count while the parent connects anew and does not listen: it then kills processes that are up
+        "worker_proc_alive_timeout": 30.0,
         # the application's logging and its standard output stay its own
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
