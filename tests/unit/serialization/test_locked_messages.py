@@ -34,7 +34,7 @@ HEADERS: dict[str, Any] = {
     "root_id": "r", "parent_id": None, "argsrepr": "(1 hidden)", "kwargsrepr": "{0 hidden}", "origin": "here",
     "ignore_result": False, "replaced_task_nesting": 0, "stamped_headers": ["by"], "stamps": {"by": ["me"]},
     "tenant": {"name": "ä", "limits": [1, 2.5, True, None]}, "qbridge_deadline": "2027-01-01T00:00:00+00:00",
-    "x-tenant": "shop",
+    "qbridge_schema": "2:0123456789ab", "x-tenant": "shop",
 }  # fmt: skip
 LETTER = Letter(b'[[1], {}, {"callbacks": null}]', "application/json", "utf-8", HEADERS, "1", "reply-here")
 
