@@ -129,6 +129,7 @@ class WorkerConfig(ConfigModel):
         prefetch: messages taken in advance per slot.
         max_redeliveries: crashes of a worker that one message survives.
         unknown_task_grace: seconds for which a task that a worker does not know is left to others.
+        keep_expired: whether a task that had expired before it could run becomes a dead letter too.
         shutdown_timeout: seconds that running tasks get when the worker is told to stop.
         max_tasks_per_child: tasks after which a process of the pool is replaced; None: never.
         max_memory_per_child: KiB of resident memory above which a process of the pool is replaced; None: never.
@@ -153,6 +154,10 @@ class WorkerConfig(ConfigModel):
     # 300 s: a rolling deploy has new workers by then, and who waits for the result waits for no longer than usual.
     unknown_task_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
     """Seconds for which a task that a worker does not know is left to other workers before it becomes a dead letter."""
+    # False: who says when a task is of no use any more has said what is to become of it.
+    keep_expired: bool = False
+    """Whether a task that had expired, or was past its deadline, before it could run becomes a dead letter too.
+    It is REVOKED in any case."""
     # 25 s: below the 30 s that container platforms wait before they kill.
     shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 25.0
     """Seconds that running tasks get when the worker is told to stop; set it below the platform's grace period."""
@@ -189,6 +194,7 @@ class WorkerConfig(ConfigModel):
             prefetch: int = 1,
             max_redeliveries: int = 5,
             unknown_task_grace: float = 300.0,
+            keep_expired: bool = False,
             shutdown_timeout: float = 25.0,
             max_tasks_per_child: int | None = None,
             max_memory_per_child: int | None = None,

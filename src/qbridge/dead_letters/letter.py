@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.kept import Kept
+from qbridge.due_by import HEADER_DEADLINE, deadline_of, instant, passed
 from qbridge.versions import Stamp
 
 __all__ = [
@@ -39,7 +40,7 @@ HEADERS_OF_ONE_MESSAGE = (HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_NOT_BEFORE
 """Headers that the next attempt of a task begins without: it is another message."""
 
 Reason = Literal[
-    "undecodable", "malformed", "unknown_task", "invalid", "exhausted", "timed_out", "crashed", "unsigned",
+    "undecodable", "malformed", "unknown_task", "invalid", "exhausted", "timed_out", "expired", "crashed", "unsigned",
     "bad_signature", "too_large", "foreign",
 ]  # fmt: skip
 """Why a message became a dead letter; ``foreign``: somebody else has put it there."""
@@ -199,8 +200,15 @@ def read(kept: Kept, queue: str) -> DeadLetter:
 
 
 def fresh_headers(letter: DeadLetter) -> dict[str, Any]:
-    """Return the headers with which a dead letter is sent again: attempts and losses are counted anew."""
+    """Return the headers with which a dead letter is sent again: attempts and losses are counted anew.
+
+    When it was to run by is left out if that is over: who has it run again wants it to run.
+    """
     headers = {name: value for name, value in letter.headers.items() if not str(name).startswith(_OF_ITS_PAST)}
+    if passed(deadline_of(headers)):
+        del headers[HEADER_DEADLINE]
+    if passed(instant(headers.get("expires"))):
+        headers["expires"] = None
     if "task" in headers:
         headers |= {"retries": 0, "eta": None}
     return {**headers, HEADER_REPLAYS: _count(headers.get(HEADER_REPLAYS)) + 1}

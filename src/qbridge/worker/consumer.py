@@ -155,7 +155,7 @@ class BridgeConsumer(Consumer):
             self._claims.let_go(end_running(pool))
         if self.pulse.consuming:
             self._lost_at = time.monotonic()
-        events = self.event_dispatcher
+        events: Any = getattr(self, "event_dispatcher", None)  # Celery's step for events has put it there
         if events is not None and events.connection is not None:
             # Celery closes it in order before it connects again: with a server that is gone each answer that does not
             # come is waited for, and no task runs meanwhile

@@ -7,7 +7,7 @@ else it has failed, as with Celery.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -77,6 +77,24 @@ class TypedRequest(AdoptingRequest):
             self._lost = True
             self.on_failure(_lost(losses_of(self.message)))
         return self._lost
+
+    def maybe_expire(self) -> bool:
+        """Tell whether the task has expired; Celery takes its id for a revoked one then, and a replay could not run."""
+        expires: Any = self.expires
+        return expires is not None and datetime.now(UTC if expires.tzinfo else None) > expires
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """End a task that is not to be run; one that has expired is kept first, where that was asked for."""
+        letters = getattr(getattr(self.message, "consumer", None), "dead_letters", None)
+        app: Any = self._app
+        if expired and letters is not None and app.worker_config is not None and app.worker_config.keep_expired:
+
+            def again(message: Any) -> None:
+                self._announce_revoked(reason, terminated, signum, expired)
+
+            if not letters.keep(self.message, "expired", None, again, attempts=self._attempts - 1):
+                return  # it stays in its queue, and has expired the next time too
+        super()._announce_revoked(reason, terminated, signum, expired)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """End a task that has failed; its message is sent again, or kept, or leaves its queue for good.
