@@ -19,7 +19,7 @@ import redis
 
 from qbridge import BatchError, Bridge, BridgeConfig, BrokerUnavailable, ResultsUnavailable, ResultTimeout
 from qbridge.testing.contract_app.tasks import runs
-from qbridge.testing.contracts.kit import Contract, unblocked
+from qbridge.testing.contracts.kit import Contract, longest_pause, unblocked
 from qbridge.testing.proxy import TcpProxy
 from qbridge.testing.waiting import wait_until
 
@@ -134,7 +134,7 @@ def test_a_send_without_a_broker_raises_in_time(trouble: Trouble) -> None:
                 assert [type(outcome) for outcome in outcomes] == [BrokerUnavailable, BrokerUnavailable]
             return blocked.longest
 
-        assert asyncio.run(all_async()) < 0.05
+        assert longest_pause(lambda: asyncio.run(all_async())) < 0.05
         trouble.heal()
         for add in (established_add, fresh_add, fresh_async_add):
             add.delay(1, 2)
@@ -173,7 +173,7 @@ def test_waiting_on_a_sick_result_server_ends_in_time(
                         assert {type(outcome) for outcome in outcomes} <= {ResultTimeout, ResultsUnavailable}
                     return blocked.longest
 
-                assert asyncio.run(wait_async()) < 0.05
+                assert longest_pause(lambda: asyncio.run(wait_async())) < 0.05
             finally:
                 server.heal()
 
@@ -207,7 +207,8 @@ def test_a_send_to_a_frozen_broker_says_that_it_may_have_arrived(broker: str, re
             finally:
                 server.heal()
             assert caught.value.may_have_arrived
-            assert "while-frozen" in received_ids(url)
+            # it reads on when it is well, and may have answered us before that
+            wait_until(lambda: "while-frozen" in received_ids(url), 20, what="the message to arrive")
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
