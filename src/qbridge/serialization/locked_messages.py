@@ -21,8 +21,8 @@ from qbridge.serialization.lock import VERSION, Lock
 from qbridge.serialization.refused import MessageRefused
 
 __all__ = [
-    "BROKERS", "ENCRYPTED", "HEADER_ENCRYPTION", "HEADER_SIGNATURE", "Due", "Kind", "Letter", "lock_letter",
-    "relock_letter", "unlock_letter",
+    "BROKERS", "ENCRYPTED", "HEADER_ENCRYPTION", "HEADER_SIGNATURE", "NOT_SIGNED", "Due", "Kind", "Letter",
+    "lock_letter", "relock_letter", "unlock_letter",
 ]  # fmt: skip
 
 HEADER_SIGNATURE = "qbridge_signature"
@@ -40,7 +40,7 @@ BROKERS = (
 )  # fmt: skip
 """What the names of headers begin with that brokers add on the way; they are not signed, and tell no secret."""
 
-_NOT_SIGNED = frozenset({
+NOT_SIGNED = frozenset({
     HEADER_SIGNATURE, "redelivered", "timestamp_in_ms", "qbridge_losses", "qbridge_not_before",
 })  # fmt: skip
 """Nor these: the signature itself, what kombu adds on Redis, and a plugin of RabbitMQ; and two with which workers put
@@ -168,7 +168,7 @@ def _bound(letter: Letter) -> list[Any]:
     headers = {
         name: value
         for name, value in letter.headers.items()
-        if name not in _NOT_SIGNED and not (name[:2] == "x-" and name.startswith(BROKERS))
+        if name not in NOT_SIGNED and not (name[:2] == "x-" and name.startswith(BROKERS))
     }
     if _holds_typed(headers):
         raise ValueError("a mapping with __type__ and __value__ would arrive as something else")
