@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,16 @@ class Call:
     elsewhere: bool = False
 
 
+def _same_key(subject: Subject) -> None:
+    """Send from four threads: three of them wait for another."""
+    keyed = subject.task.using(idempotency_key=uuid.uuid4().hex)
+    with ThreadPoolExecutor(4) as threads:
+        sends = [threads.submit(keyed.delay, 1, 2) for _ in range(4)]
+    errors = [error for error in (send.exception() for send in sends) if error is not None]
+    if errors:
+        raise errors[0]
+
+
 def _close(subject: Subject) -> None:
     subject.bridge.close()
 
@@ -68,6 +79,13 @@ CALLS: tuple[Call, ...] = (
     Call(
         "task.using(idempotency_key=...).delay(...)",
         lambda s: s.task.using(idempotency_key=uuid.uuid4().hex).delay(1, 2),
+        PUBLISH + 2 * ANSWER,
+        "`publish_timeout`, and twice an answer of the results",
+        claims=True,
+    ),
+    Call(
+        "task.using(idempotency_key=same).delay(...)",
+        _same_key,
         PUBLISH + 2 * ANSWER,
         "`publish_timeout`, and twice an answer of the results",
         claims=True,

@@ -267,8 +267,9 @@ class Bridge(Declares):
         results, broker = self._config.results, self._config.broker
         window = float(getattr(results, "expires", 86400.0))
         return SendOnce(
-            self._celery(), broker.publish_timeout, window, lambda id_: str(self._result_reader().look(id_)["status"])
-        )
+            self._celery(), broker.publish_timeout, max(attempt_takes(broker), 0.05), window,
+            lambda id_: str(self._result_reader().look(id_)["status"]),
+        )  # fmt: skip
 
     def _options(self, definition: TaskDefinition, given: Mapping[str, Any]) -> dict[str, Any]:
         options = checked_send_options(given)

@@ -12,12 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from celery import states
 
 from qbridge.backends.claims import Claim, ClaimStore, Wanted, claim_store
+from qbridge.backends.deadline import deadline
 from qbridge.backends.urls import mask_url
 from qbridge.exceptions import (
     ArgumentsError,
@@ -107,14 +109,16 @@ class SendOnce:
 
     Args:
         app: the bridge's app.
-        bound: seconds that one send may take.
+        bound: seconds that one send may take, with the wait for another one.
+        takes: seconds that must be left for it to begin when that other one has failed.
         window: seconds for which a key is remembered.
         state_of: returns the state of a task.
     """
 
-    def __init__(self, app: Any, bound: float, window: float, state_of: Callable[[str], str]) -> None:
+    def __init__(self, app: Any, bound: float, takes: float, window: float, state_of: Callable[[str], str]) -> None:
         self._app = app
         self._bound = bound
+        self._takes = takes
         self._window = window
         self._state_of = state_of
 
@@ -130,10 +134,11 @@ class SendOnce:
             ArgumentsError: if the idempotency key was used with other arguments.
             ResultsUnavailable: if the result backend cannot tell; nothing was sent.
             UnsupportedFeature: if it keeps no claims.
-            BrokerUnavailable: if the broker does not take the message.
+            BrokerUnavailable: if the broker does not take the message, or another send with the key has used the time.
         """
         store = self._store()
-        task_id, state = self._take(store, key, str(options["task_id"]))
+        end = time.monotonic() + self._bound
+        task_id, state = self._take(store, key, str(options["task_id"]), end)
         if state == _SENT:
             return task_id
         again = state == _DOUBTFUL
@@ -141,7 +146,9 @@ class SendOnce:
         if again:
             headers[AGAIN] = True
         try:
-            publish({**options, "task_id": task_id, "headers": headers})
+            # Celery's own bounds stay as they are
+            with deadline(end - time.monotonic()) if self._app.safe else nullcontext():
+                publish({**options, "task_id": task_id, "headers": headers})
         except BaseException as error:
             arrived = getattr(error, "may_have_arrived", not isinstance(error, QBridgeError | ValueError | TypeError))
             self._say(store, key, task_id, _DOUBTFUL if arrived or again else None)
@@ -158,13 +165,17 @@ class SendOnce:
             )
         return store
 
-    def _take(self, store: ClaimStore, key: Key, task_id: str) -> tuple[str, str]:
+    def _take(self, store: ClaimStore, key: Key, task_id: str, end: float) -> tuple[str, str]:
         """Return the id that counts, and whether its message is to be sent, is sent, or may be there."""
         wanted = Wanted(key.claim, task_id, self._window, note=f"{_SENDING} {key.digest}")
-        patience = time.monotonic() + self._bound + _GRACE
+        waited = False
         while True:
             claim = self._asked(store, wanted)
+            late = waited and end - time.monotonic() < self._takes
             if claim.holder == task_id:
+                if late:
+                    self._say(store, key, task_id, None)
+                    raise _not_in_time(key, arrived=False)
                 return task_id, _SENDING
             state, _, digest = claim.note.partition(" ")
             if not key.until_it_ends and digest != key.digest:
@@ -178,15 +189,14 @@ class SendOnce:
                     return claim.holder, _SENT
                 wanted = Wanted(key.claim, task_id, self._window, note=wanted.note, over=claim.holder)
             elif state == _DOUBTFUL or claim.age > self._bound + _GRACE:
+                if late:
+                    raise _not_in_time(key, arrived=True)
                 self._asked(store, Wanted(key.claim, claim.holder, self._window, note=f"{_SENDING} {digest}"))
                 return claim.holder, _DOUBTFUL
-            elif time.monotonic() > patience:
-                raise BrokerUnavailable(
-                    f"another send with the same {key.told} of task {key.task} has not ended in time",
-                    "Send again: with the same key nothing is sent twice.",
-                    True,
-                )
+            elif time.monotonic() > end:
+                raise _not_in_time(key, arrived=True)
             else:
+                waited = True
                 time.sleep(_LOOK)  # somebody sends it just now
 
     def _asked(self, store: ClaimStore, wanted: Wanted) -> Claim:
@@ -217,6 +227,14 @@ class SendOnce:
                 store.take("once", [Wanted(key.claim, task_id, self._window, note=f"{state} {key.digest}")])
         except Exception as error:  # noqa: BLE001 - the message is what counts
             self._app.log.get_default_logger().warning("Cannot note what became of a send: %s", type(error).__name__)
+
+
+def _not_in_time(key: Key, *, arrived: bool) -> BrokerUnavailable:
+    return BrokerUnavailable(
+        f"another send with the same {key.told} of task {key.task} has used the time for this one",
+        "Send again: with the same key nothing is sent twice.",
+        arrived,
+    )
 
 
 def _digest(*words: str) -> str:

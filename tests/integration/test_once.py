@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,38 @@ def test_a_key_is_free_again_when_the_broker_did_not_take_the_message(
         assert "after" == after.get(timeout=20)
         time.sleep(2)  # the copy waits for a run that may go on
     assert ["x"] == [word for _, _, word in runs(path)]
+
+
+@only_sqlite
+def test_sends_with_one_key_end_in_time_together(contract: Contract) -> None:
+    """Whoever waits for another send with the key has no more time than that one, and may send when it is over."""
+    bridge = Bridge(
+        BridgeConfig(
+            broker={**contract.bridge.config.broker.model_dump(), "publish_timeout": 2.0},
+            results=contract.bridge.config.results,
+        )
+    )
+    add = bridge.task(name="once.add")(lambda a: a).using(idempotency_key="k")
+    took: list[float] = []
+
+    def send() -> None:
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            add.delay(1)
+        took.append(time.monotonic() - began)
+
+    with bridge:
+        add.using(idempotency_key="before").delay(1)
+        with closing(sqlite3.connect(contract.folder / "bridge.db", isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            senders = [threading.Thread(target=send) for _ in range(4)]
+            for sender in senders:
+                sender.start()
+            for sender in senders:
+                sender.join(30)
+        assert 4 == len(took)
+        assert 3 > max(took)
+        assert add.delay(1).id == add.delay(1).id
 
 
 def test_a_key_needs_results_that_keep_claims(tmp_path: Path) -> None:
