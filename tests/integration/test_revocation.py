@@ -44,6 +44,23 @@ def test_a_revoke_survives_that_no_worker_heard_it(contract: Contract) -> None:
 
 @pytest.mark.parametrize("contract", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("pool", ["process", "solo"])
+def test_no_revoke_is_forgotten_because_there_are_many(pool: str, contract: Contract) -> None:
+    """Celery's set is full at 50,000, at two here: a worker that starts knows all that the results remember."""
+    path = contract.path()
+    note = contract.tasks.note.using(queue=QUEUE)
+    unwanted = [note.delay(str(path), f"unwanted {number}") for number in range(5)]
+    for result in unwanted:
+        result.revoke()
+    wanted = note.delay(str(path), "wanted")
+    with contract.worker_of(QUEUE, pool=pool, settings={"CELERY_WORKER_REVOKES_MAX": "2"}):
+        assert "wanted" == wanted.get(timeout=20)
+        wait_until(lambda: all(result.ready() for result in unwanted), 20, what="the others to end")
+    assert ["REVOKED"] * 5 == [result.state for result in unwanted]
+    assert ["wanted"] == [word for _, _, word in runs(path)]
+
+
+@pytest.mark.parametrize("contract", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("pool", ["process", "solo"])
 def test_a_running_task_learns_that_it_is_revoked(pool: str, contract: Contract) -> None:
     """Where no broadcast reaches it, ``ctx.check()`` asks; the task ends as REVOKED, and another goes on."""
     path = contract.path()

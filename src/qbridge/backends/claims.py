@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["ANYBODY", "Claim", "ClaimStore", "Kind", "Wanted", "claim_store"]
+__all__ = ["ANYBODY", "REVOKED_FOR", "Claim", "ClaimStore", "Kind", "Wanted", "claim_store"]
 
 Kind = Literal["run", "once"]
 """What is claimed: the run of a task (key: its id), or the one send of a key."""
 
 ANYBODY = "*"
 """In ``Wanted.over``: whoever holds it."""
+
+REVOKED_FOR = 30 * 86400.0
+"""Seconds for which a revocation is remembered at least: a delayed task may lie for long."""
 
 
 @dataclass(frozen=True, slots=True)

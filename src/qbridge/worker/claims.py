@@ -186,8 +186,9 @@ class Claims:
         self._learn_at = time.monotonic() + _LEARN
         assert self._store is not None
         ids, self._learnt = self._store.revoked_since(self._learnt)
+        self._consumer.revocations.learn(ids)
         for task_id in ids:
-            state.revoked.add(task_id)
+            state.revoked.add(task_id)  # for plain tasks, and `inspect revoked`; it is not large
 
     def _release(self) -> None:
         assert self._store is not None

@@ -29,6 +29,7 @@ from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
 from qbridge.worker.pulse import Pulse
+from qbridge.worker.revocations import Revocations
 from qbridge.worker.running import end_running, is_taken_over, keep_claimed
 from qbridge.worker.screening import fault_of
 from qbridge.worker.unknown import UnknownTasks
@@ -110,6 +111,8 @@ class BridgeConsumer(Consumer):
         self.dead_letters: DeadLetters = DeadLetters(self)
         self._unknown = UnknownTasks(self)
         self.pulse: Pulse = Pulse()
+        app: Any = self.app
+        self.revocations: Revocations = Revocations(app.backend.expires)
         self._claims = Claims(self)
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0

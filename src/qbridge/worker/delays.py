@@ -96,8 +96,9 @@ class Delays:
         return moment
 
     def _ends_anyway(self, headers: Mapping[str, Any]) -> bool:
-        """Return whether Celery will refuse the task at once: it is revoked, or has expired."""
-        if headers.get("id") in self._consumer.controller.state.revoked:
+        """Return whether the task is refused at once: it is revoked, or has expired."""
+        task_id = headers.get("id")
+        if task_id in self._consumer.revocations or task_id in self._consumer.controller.state.revoked:
             return True
         expires = headers.get("expires")
         moment = None if expires is None else self._moment(expires)

@@ -70,8 +70,12 @@ class TypedRequest(AdoptingRequest):
         return
 
     def revoked(self) -> bool:
-        """Tell whether the task is not to be run: as Celery's, and where too many workers were lost with it."""
+        """Tell whether the task is not to be run: as Celery's, by the results, or lost with too many workers."""
         if self._lost or super().revoked():
+            return True
+        if self.id in getattr(getattr(self.message, "consumer", None), "revocations", ()):
+            logger.info("Discarding revoked task: %s[%s]", self.name, self.id)
+            self._announce_revoked("revoked", False, None, False)
             return True
         if getattr(self.message, "lost", False):
             self._lost = True

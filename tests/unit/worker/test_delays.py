@@ -12,6 +12,7 @@ from celery.utils.collections import LimitedSet
 from kombu.exceptions import OperationalError
 
 from qbridge.worker.delays import Delays
+from qbridge.worker.revocations import Revocations
 
 
 class Message:
@@ -43,6 +44,7 @@ class Worker:
         self.app = self
         self.connection = SimpleNamespace(transport=SimpleNamespace(driver_type="redis"))
         self.controller = SimpleNamespace(state=SimpleNamespace(revoked=LimitedSet()))
+        self.revocations = Revocations()
         self.timer = SimpleNamespace(call_after=lambda seconds, function, args: self.again.append((function, args)))
         self.connection_errors = (OSError,)
 
@@ -90,14 +92,16 @@ def test_a_task_that_is_due_in_a_while_is_sent_again_and_then_acknowledged(worke
         lambda: Message(1),
         lambda: Message(60, task=None, id=None, eta="soon"),
         lambda: Message(60, id="revoked"),
+        lambda: Message(60, id="learnt"),
         lambda: Message(60, expires=(datetime.now(UTC) - timedelta(seconds=1)).isoformat()),
     ],
-    ids=["without an ETA", "due in a moment", "no time", "revoked", "expired"],
+    ids=["without an ETA", "due in a moment", "no time", "revoked", "revoked once", "expired"],
 )
 def test_others_go_on_as_they_are(worker: Worker, make: Callable[[], Message]) -> None:
     """What is held for a moment, and what Celery refuses at once, is not sent around."""
     message = make()
     worker.controller.state.revoked.add("revoked")
+    worker.revocations.learn(["learnt"])
     headers = dict(message.headers)
     assert not put_back(worker, message)
     assert message.headers == headers

@@ -10,15 +10,12 @@ from typing import Any, cast
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from qbridge.backends.claims import ANYBODY, Claim, Kind, Wanted
+from qbridge.backends.claims import ANYBODY, REVOKED_FOR, Claim, Kind, Wanted
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import statements_for
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["DatabaseClaims", "claim_table"]
-
-REVOKED_FOR = 30 * 86400.0
-"""Seconds for which a revocation is remembered: a delayed task may lie for long."""
 
 _REVOKED = "revoked"
 _CREATE_ATTEMPTS = 6

@@ -7,13 +7,10 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from qbridge.backends.claims import Claim, Kind, Wanted
+from qbridge.backends.claims import REVOKED_FOR, Claim, Kind, Wanted
 from qbridge.backends.redis.scripts import Script
 
 __all__ = ["RedisClaims"]
-
-REVOKED_FOR = 30 * 86400.0
-"""Seconds for which a revocation is remembered: a delayed task may lie for long."""
 
 _NOW = """
 local clock = redis.call('TIME')
