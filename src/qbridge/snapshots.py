@@ -140,6 +140,11 @@ def _changes(name: str, old: Mapping[str, Any], task: Task[Any, Any]) -> list[Ch
         todo = f"Set version={raised}, and write @{function}.upcast({was}) with the arguments of before."
         faults = call_differences(old, new)
         found += [_change(name, fault, "", todo) for fault in faults]
+        if not faults and was < task.version:
+            # a version is raised because something means something else, which no schema shows
+            what = f"{was} → {task.version}, without an upcaster: calls of before are run as they are"
+            todo = f"Write @{function}.upcast({was}); if they mean the same, make the snapshot anew."
+            found = [Change(name, "version", what, "cannot tell", todo)]
         if not faults and old["fingerprint"] != task.fingerprint:
             found.append(Change(name, "arguments", "have changed, and calls of before fit", "compatible"))
     todo = "Let callers know the new result first; then make the snapshot anew."

@@ -146,6 +146,18 @@ def test_an_upcaster_mends_a_break_if_it_takes_the_calls_of_then() -> None:
     assert (change.place, change.breaks, change.todo) == ("version", True, "Set version=3 or more.")
 
 
+def test_a_version_that_was_raised_without_an_upcaster_cannot_be_judged() -> None:
+    """Cents for euros: the calls of before fit, are run as they are, and mean something else."""
+
+    def more(size: int, colour: str = "red", gloss: bool = False) -> str: ...  # type: ignore[empty-body]
+
+    for function in (paint, more):
+        change = compared(task_of(paint), task_of(function, version=2))[0]
+        assert (change.place, change.verdict) == ("version", "cannot tell")
+        assert change.what.startswith("1 → 2, without an upcaster")
+        assert change.todo.startswith(f"Write @{function.__name__}.upcast(1)")
+
+
 def test_a_task_that_is_gone_breaks_and_a_new_one_does_not() -> None:
     """Remote ones are somebody else's: declared remote from now on, it has gone."""
     old = task_of(paint)
