@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -485,13 +485,9 @@ class _Place:
     def queue_names(self) -> Iterable[str]:
         return list(self._bridge.celery.amqp.queues)
 
-    def forget_failure(self, task_id: str) -> None:
-        app, results = self._bridge.celery, self._bridge.config.results
-        if not results.capabilities.readable_elsewhere:
-            return
-        with suppress(Exception):  # without results a task can be replayed all the same
-            if app.backend.get_task_meta(task_id, cache=False)["status"] == "FAILURE":
-                app.backend.forget(task_id)
+    def outcomes(self) -> HubReader | None:
+        readable = self._bridge.config.results.capabilities.readable_elsewhere
+        return self._bridge._result_reader() if readable else None
 
     def connect(self) -> Any:
         self._bridge._refuse_closed()

@@ -54,6 +54,14 @@ class HubReader:
         """Delete what is stored."""
         self.hub.forget(task_id)
 
+    def clear(self, task_id: str) -> None:
+        """Delete what is stored of a task that runs again; who asks for it waits."""
+        self.hub.clear(task_id)
+
+    def restore(self, task_id: str, meta: Meta) -> None:
+        """Store what was cleared, if nothing is stored now."""
+        self.hub.restore(task_id, meta)
+
     def revoke(self, task_id: str, *, terminate: bool) -> None:
         """Tell all workers."""
         self._revoke(task_id, terminate)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +149,64 @@ def test_an_unknown_task_is_left_to_workers_that_know_it(contract: Contract, cap
     assert time.monotonic() - began > 1.2
     [letter] = contract.bridge.dead_letters.list()
     assert (letter.reason, letter.task_id) == ("unknown_task", unknown.id)
+
+
+def send_instead(monkeypatch: pytest.MonkeyPatch, room: Any, instead: Callable[[Any], bool]) -> None:
+    """Let something else happen where a broker's queue of dead letters sends one again; it gets the real send."""
+    opened = room.kept_queue
+
+    @contextmanager
+    def opening(self: Any, connection: Any, name: str) -> Iterator[Any]:
+        with opened(self, connection, name) as queue:
+            send = queue.send
+            queue.send = lambda *args: instead(lambda: send(*args))
+            yield queue
+
+    monkeypatch.setattr(room, "kept_queue", opening)
+
+
+def test_an_outcome_is_there_until_its_letter_is_sent(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as it was where the broker does not take the letter, or where another replay was faster and has run."""
+    bridge = contract.bridge
+    unknown = bridge.send("deployed.later", (20,))
+    with bridge.worker(pool="solo", queues=["default"]), pytest.raises(NotRegistered):
+        unknown.get(timeout=20)
+    [letter] = bridge.dead_letters.list()
+
+    def away(send: Any) -> bool:
+        raise OSError("it is away")
+
+    room = type(bridge.config.broker)
+    with monkeypatch.context() as patch:
+        send_instead(patch, room, away)
+        with pytest.raises(BrokerUnavailable, match="it is away"):
+            bridge.dead_letters.replay(letter.id)
+        with pytest.raises(NotRegistered, match=r"deployed\.later"):
+            bridge.result(unknown.id).get(timeout=5)
+    with monkeypatch.context() as patch:
+        send_instead(patch, room, lambda send: False)
+        bridge.celery.backend.mark_as_failure(unknown.id, ValueError("of the other's run"))
+        assert bridge.dead_letters.replay(letter.id) == []
+        with pytest.raises(ValueError, match="of the other's run"):
+            bridge.result(unknown.id).get(timeout=5)
+    assert [sent.id for sent in bridge.dead_letters.replay(letter.id)] == [letter.id]
+    assert bridge.result(unknown.id).state == "PENDING"
+
+
+def test_a_frozen_result_backend_is_asked_once(qbridge_redis: Any, tmp_path: Path) -> None:
+    """Letters are sent all the same, and the broker is not blamed."""
+    with qbridge_redis.heal().fresh() as url:
+        contract = Contract(f"embedded://{tmp_path / 'bridge.db'}", url, tmp_path)
+        bridge = contract.another_bridge(results={"look_timeout": 0.5})
+        buried(contract, b"1", b"2", b"3")
+        qbridge_redis.freeze()
+        try:
+            began = time.monotonic()
+            assert len(bridge.dead_letters.replay(queue="default")) == 3
+            assert time.monotonic() - began < 2.5
+        finally:
+            qbridge_redis.thaw()
+            contract.close()
 
 
 def test_a_letter_that_the_broker_does_not_take_back_stays(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from qbridge import TaskRevoked
 from qbridge.testing.contracts.kit import Contract
-from qbridge.testing.waiting import wait_until
 
 
 @pytest.mark.parametrize("option", ["expires", "deadline"])
@@ -28,7 +27,7 @@ def test_what_expired_is_kept_where_that_was_asked_for(contract: Contract, optio
         assert (letter.reason, letter.task_id, letter.attempts) == ("expired", kept.id, 0)
         assert letter.body.startswith(b"[[1, 2], {}")
         contract.bridge.dead_letters.replay(letter.id)
-        wait_until(lambda: contract.bridge.result(kept.id).state == "SUCCESS", 20, what="the replayed task to run")
+        assert contract.bridge.result(kept.id, add).get(timeout=20) == 3
     gone = add.using(**late).delay(1, 2)
     with contract.bridge.worker(pool="solo", queues=["default"]), pytest.raises(TaskRevoked):
         gone.get(timeout=20)

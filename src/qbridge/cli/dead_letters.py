@@ -133,7 +133,10 @@ def replay(
     app: str, ids: tuple[str, ...], queue: str | None, reason: Any, task: str | None, every: bool, limit: int | None,
     rate: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Send dead letters to the queues that they came from: same task id, body and headers."""
+    """Send dead letters to the queues that they came from: same task id, body and headers.
+
+    A time at which a task was to expire is left out if it is over.
+    """
     with _loaded(app) as bridge:
         done: list[DeadLetter] = []
         for one in _queues(bridge, ids, queue, reason, task, every):

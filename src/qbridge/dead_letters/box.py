@@ -16,6 +16,7 @@ from qbridge.backends.base import Broker
 from qbridge.backends.deadline import deadline
 from qbridge.backends.kept import InUse, Kept, KeptQueue
 from qbridge.dead_letters.letter import REASONS, DeadLetter, Reason, fresh_headers, name_of, read
+from qbridge.dead_letters.outcomes import Outcomes, StoredOutcomes
 from qbridge.exceptions import (
     BrokerUnavailable,
     ConfigurationError,
@@ -60,8 +61,8 @@ class Place(Protocol):
         """Refuse a queue that nobody declared."""
         ...
 
-    def forget_failure(self, task_id: str) -> None:
-        """Delete the stored failure of a task that is sent again, so that whoever asks waits for its new outcome."""
+    def outcomes(self) -> StoredOutcomes | None:
+        """Return what outcomes are read from and forgotten in; None: there is nothing that others could read."""
         ...
 
     def connect(self) -> Any:
@@ -139,7 +140,9 @@ class DeadLetters:
     ) -> Many:
         """Send dead letters to the queues that they came from: same id, body and headers, attempts counted anew.
 
-        A stored failure is forgotten, so ``bridge.result(letter.task_id)`` waits for the new outcome.
+        A stored failure is forgotten, so ``bridge.result(letter.task_id)`` waits for the new outcome; so is REVOKED,
+        where the task had expired. It is put back where the letter could not be sent.
+        A time at which the task was to expire, and a deadline, are left out if they are over; else they stay.
         On Redis and the embedded broker the move is one step. On RabbitMQ the new message is confirmed first, and then
         the dead letter goes: whoever is killed between the two leaves both, and the task may run twice with one id.
 
@@ -162,13 +165,16 @@ class DeadLetters:
         if rate is not None and not rate > 0:
             raise ConfigurationError(f"replay(rate={rate!r}) would never send one", "rate is a number per second.")
 
+        outcomes = Outcomes(self._place.outcomes())
+
         def send(opened: KeptQueue, kept: Kept, letter: DeadLetter) -> bool:
             properties = {
                 **letter.properties, "content_type": letter.content_type, "content_encoding": letter.content_encoding,
             }  # fmt: skip
-            if letter.task_id is not None:
-                self._place.forget_failure(letter.task_id)
-            return opened.send(kept, letter.queue, self._headers(letter), properties)
+            headers = self._headers(letter)
+            with outcomes.forgotten(letter) as sent, self._bounded():
+                sent.confirmed = opened.send(kept, letter.queue, headers, properties)
+            return sent.confirmed
 
         return self._each(send, ids, queue, reason, task, limit, None if rate is None else 1 / rate)
 
@@ -216,7 +222,8 @@ class DeadLetters:
         """
 
         def delete(opened: KeptQueue, kept: Kept, letter: DeadLetter) -> bool:
-            return opened.discard(kept)
+            with self._bounded():
+                return opened.discard(kept)
 
         return self._each(delete, ids, queue, reason, task, limit, None)
 
@@ -258,9 +265,8 @@ class DeadLetters:
                     break
                 if done and pause is not None:
                     time.sleep(pause)
-                with self._bounded():
-                    if act(kept_queue, kept, letter):
-                        done.append(letter)
+                if act(kept_queue, kept, letter):
+                    done.append(letter)
         return done
 
     @contextmanager

@@ -150,6 +150,29 @@ class ResultHub:
         """Do the same without blocking the event loop."""
         self._deleted(await self._ask_async(task_id, "forget"), task_id)
 
+    def clear(self, task_id: str) -> None:
+        """Delete what is stored of a task that is to run again; whoever asks for it waits for that.
+
+        Args:
+            task_id: id of the task.
+
+        Raises:
+            ResultsUnavailable: if the result backend does not answer within ``look_timeout``.
+        """
+        self._deleted(self._ask(task_id, "clear"), task_id)
+
+    def restore(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Store what was cleared, unless something is stored by now.
+
+        Args:
+            task_id: id of the task.
+            meta: as ``look`` returned it.
+
+        Raises:
+            ResultsUnavailable: if the result backend does not answer within ``look_timeout``.
+        """
+        self._deleted(self._ask(task_id, "restore", meta), task_id)
+
     def close(self) -> None:
         """End all waits with ``ResultsUnavailable`` and close the backend's connections; final."""
         with self._lock:
@@ -206,6 +229,7 @@ class ResultHub:
     def _leave(self, ticket: Ticket) -> None:
         task_id = ticket.task_id
         with self._lock:
+            ticket.left = True
             if ticket in self._orders:
                 self._orders.remove(ticket)
             tickets = self._waiting.get(task_id)
@@ -227,8 +251,9 @@ class ResultHub:
             ticket.hurried = not ticket.looked
             return ticket.hurried
 
-    def _ask(self, task_id: str, order: str) -> Any:
+    def _ask(self, task_id: str, order: str, meta: Mapping[str, Any] | None = None) -> Any:
         ticket = SyncTicket(task_id, order)
+        ticket.meta = meta or {}
         self._enter(ticket)
         try:
             return ticket.wait(self._look_timeout)
@@ -331,9 +356,10 @@ class ResultHub:
 
     def _answer_from(self, inbox: Inbox, ticket: Ticket) -> None:
         task_id = ticket.task_id
-        if ticket.order == "forget":
+        if ticket.order in ("forget", "clear"):
             self._app.backend.forget(task_id)
-            self._remember_forgotten(task_id)
+            if ticket.order == "forget":
+                self._remember_forgotten(task_id)
             ticket.answer(None)
             return
         if inbox.forgotten(task_id):
@@ -451,10 +477,19 @@ class ResultHub:
             for ticket in looks:
                 ticket.answer(found.get(ticket.task_id))
         for ticket in orders:
-            if ticket.order == "forget":
+            if ticket.left and ticket.order == "clear":
+                continue  # the task may have run again since, and its outcome is not what was meant
+            if ticket.order in ("forget", "clear"):
                 with suppress(FileNotFoundError):  # Celery's file backend, if nothing was stored
                     self._backend.forget(ticket.task_id)
-                self._remember_forgotten(ticket.task_id)
+                if ticket.order == "forget":
+                    self._remember_forgotten(ticket.task_id)
+                ticket.answer(None)
+            elif ticket.order == "restore":
+                if watcher.look([ticket.task_id]).get(ticket.task_id) is None:
+                    meta = ticket.meta
+                    stored = meta.get("result_json") or meta["result"]  # as it was, sooner than made anew of the error
+                    self._backend.store_result(ticket.task_id, stored, meta["status"], traceback=meta.get("traceback"))
                 ticket.answer(None)
 
     def _failed(self, exc: Exception, orders: list[Ticket]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -25,18 +26,22 @@ class Ticket:
 
     Args:
         task_id: id of the task.
-        order: ``"wait"``, ``"look"`` or ``"forget"``.
+        order: ``"wait"``, ``"look"``, ``"forget"``, ``"clear"`` or ``"restore"``.
     """
 
-    __slots__ = ("hurried", "looked", "order", "task_id")
+    __slots__ = ("hurried", "left", "looked", "meta", "order", "task_id")
 
     def __init__(self, task_id: str, order: str) -> None:
         self.task_id: str = task_id
         self.order: str = order
+        #: What to restore.
+        self.meta: Mapping[str, Any] = {}
         #: The backend was asked at least once since this ticket was drawn.
         self.looked: bool = False
         #: Time is up: one look is all that the caller still waits for.
         self.hurried: bool = False
+        #: The caller waits no longer.
+        self.left: bool = False
 
     def answer(self, outcome: Any) -> None:
         """Give the caller the outcome; from any thread, the first one counts."""
