@@ -148,7 +148,7 @@ def _changes(name: str, old: Mapping[str, Any], task: Task[Any, Any]) -> list[Ch
         if not faults and old["fingerprint"] != task.fingerprint:
             found.append(Change(name, "arguments", "have changed, and calls of before fit", "compatible"))
     todo = "Let callers know the new result first; then make the snapshot anew."
-    results = differences(new["result"], old["result"])
+    results = differences(new["result"], old["result"], written_out=True)
     found += [_change(name, fault, "result ", todo, backwards=True) for fault in results]
     return found
 

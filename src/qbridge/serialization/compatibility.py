@@ -40,18 +40,20 @@ class Difference(NamedTuple):
     certain: bool = True
 
 
-def differences(old: Any, new: Any) -> list[Difference]:
+def differences(old: Any, new: Any, *, written_out: bool = False) -> list[Difference]:
     """Return why values that fit ``old`` may not fit ``new``; nothing if all of them do.
 
     Args:
         old: a plain schema with its ``$defs``.
         new: likewise.
+        written_out: whether a field that has a default is there all the same, as it is in what a worker returns.
     """
-    return _Comparison(old, new).narrowed(old, new, "")
+    return _Comparison(old, new, written_out).narrowed(old, new, "")
 
 
 class _Comparison:
-    def __init__(self, old: Any, new: Any) -> None:
+    def __init__(self, old: Any, new: Any, written_out: bool) -> None:
+        self._written_out = written_out
         self._old_definitions = _definitions(old)
         self._new_definitions = _definitions(new)
         self._under_way: set[tuple[str, str]] = set()
@@ -82,7 +84,7 @@ class _Comparison:
             return found
         if branches := _branches(old):
             for branch in branches:
-                found += self.narrowed(_with_marks(branch, old), bare, path)
+                found += self.narrowed(_with_marks(self._decided(branch, old), old), bare, path)
             return found
         values = _values(old)
         if values is not None:
@@ -98,15 +100,35 @@ class _Comparison:
         return one == canonical_text({**new, "$defs": self._new_definitions})
 
     def _some(self, old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> list[Difference]:
-        """One member of the new union must take all that the old takes."""
+        """One member of the new union must take all that the old takes, and be found by what decides between them."""
+        decides = _decides(new)
+        undecided = []
+        if decides is not None and not self._written_out and decides not in old.get("required", ()):
+            what = "decides between the members of a union now, and may have been left out"
+            undecided = [Difference(_below(path, decides), what, False)]
         near: list[list[Difference]] = []
+        unsure: list[Difference] = []
         for branch in _branches(new):
             found = self.narrowed(old, branch, path)
             if not found:
-                return []
+                return undecided
+            if not any(fault.certain for fault in found):
+                unsure = unsure or found
             if _resolved(branch, self._new_definitions).get("type") == old.get("type"):
                 near.append(found)
+        if unsure:
+            return unsure
         return near[0] if len(near) == 1 else [Difference(path, f"{_shown(old)} fits no member of the union")]
+
+    def _decided(self, branch: Any, union: Mapping[str, Any]) -> Any:
+        """Return a member of the old union; what decided between them was never left out."""
+        decides = _decides(union)
+        if decides is None or not isinstance(branch, Mapping):
+            return branch
+        member = _resolved(branch, self._old_definitions)
+        if member.get("type") != "object" or decides in member.get("required", ()):
+            return branch
+        return {**member, "required": [*member.get("required", ()), decides]}
 
     def _value(self, value: Any, new: Any, path: str) -> list[Difference]:
         """One value that was listed."""
@@ -204,6 +226,13 @@ def _with_marks(schema: Any, other: Mapping[str, Any]) -> Any:
 
 def _branches(schema: Mapping[str, Any]) -> list[Any]:
     return [branch for word in _UNIONS for branch in schema.get(word, ())]
+
+
+def _decides(union: Mapping[str, Any]) -> str | None:
+    """Return the name of the field that says which member of a union it is, if there is one."""
+    found = union.get("discriminator")
+    name = found.get("propertyName") if isinstance(found, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any] | None:
