@@ -27,6 +27,7 @@ from qbridge.celery_app import BridgeCelery
 from qbridge.celery_settings import app_settings, payload_limit
 from qbridge.celery_task import TypedTask, typed_task
 from qbridge.config import BridgeConfig, QueueConfig
+from qbridge.config.cross_checks import outlived
 from qbridge.dead_letters import DeadLetters
 from qbridge.due_by import HEADER_DEADLINE, as_deadline
 from qbridge.exceptions import ConfigurationError, UnsupportedFeature
@@ -146,7 +147,7 @@ class Bridge(Declares):
 
         Raises:
             DuplicateTaskError: if a name is taken by another function.
-            ConfigurationError: if the set belongs to another bridge.
+            ConfigurationError: if the set belongs to another bridge, or a result expires before its task's last retry.
         """
         with self._lock:
             for task in tasks.tasks.values():
@@ -160,6 +161,7 @@ class Bridge(Declares):
             QueueConfig(definition.queue)  # refuses a name that brokers cannot carry
         if definition.options.get("unique", False) is not False:
             self._refuse_without_claims(definition)
+        self._refuse_outlived(definition)
         self._tasks[definition.name] = keep_unique(self._tasks, task)
         if self._app is not None:
             self._attach(self._app, definition)
@@ -175,6 +177,15 @@ class Bridge(Declares):
                 f"task {definition.name} is unique, and {results.kind} results cannot keep what was sent",
                 "Set results to redis://... or to a database.",
             )
+
+    def _refuse_outlived(self, definition: TaskDefinition) -> None:
+        retry = definition.options.get("retry")
+        if retry is None or definition.options.get("results") is False or self._config.defaults == "celery":
+            return
+        what = outlived(self._config, retry)
+        if what is not None:
+            todo = "Write a larger results.expires, or give the task a Retry with fewer or shorter waits."
+            raise ConfigurationError(f"task {definition.name}: {what}", todo)
 
     def _attach(self, app: BridgeCelery, definition: TaskDefinition) -> None:
         task = typed_task(app, self._config, definition)

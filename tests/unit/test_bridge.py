@@ -6,10 +6,20 @@ import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qbridge import Bridge, BridgeConfig, BrokerUnavailable, ConfigurationError, RedisBroker, UnknownQueueError
+from qbridge import (
+    Bridge,
+    BridgeConfig,
+    BrokerUnavailable,
+    ConfigurationError,
+    RedisBroker,
+    Retry,
+    TaskSet,
+    UnknownQueueError,
+)
 
 
 @pytest.fixture
@@ -79,3 +89,21 @@ def test_an_unreachable_broker_is_our_error_under_celerys_defaults_too(closed_po
 
         with pytest.raises(BrokerUnavailable, match="did not take the message"):
             one.delay()
+
+
+def test_a_task_whose_retries_outlive_its_result_is_refused_where_it_is_declared() -> None:
+    """As the config's own Retry is; a task without a result, or of an existing fleet, waits as long as it likes."""
+    long = Retry(on=OSError, attempts=3, wait_initial=60)
+    config: dict[str, Any] = {"broker": "embedded:///tmp/never-made.db", "results": {"url": "redis://h", "expires": 50}}
+    with Bridge(BridgeConfig(**config)) as bridge:
+        with pytest.raises(ConfigurationError, match=r"task slow: results expire after 50 s.*Retry with fewer"):
+            bridge.task(name="slow", retry=long)(lambda a: a)
+        tasks = TaskSet()
+        tasks.task(name="slower", retry=long)(lambda a: a)
+        with pytest.raises(ConfigurationError, match="task slower"):
+            bridge.include(tasks)
+        bridge.task(name="quick", retry=Retry(on=OSError, attempts=3, wait_initial=1))(lambda a: a)
+        bridge.task(name="quiet", retry=long, results=False)(lambda a: a)
+        assert ["quick", "quiet"] == sorted(bridge.tasks)
+    with Bridge(BridgeConfig(**config, defaults="celery")) as bridge:
+        bridge.task(name="slow", retry=long)(lambda a: a)

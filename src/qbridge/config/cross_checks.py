@@ -16,8 +16,9 @@ from qbridge.config.transport_options import check_transport_options
 
 if TYPE_CHECKING:
     from qbridge.config.bridge_config import BridgeConfig
+    from qbridge.retry import Retry
 
-__all__ = ["cross_faults"]
+__all__ = ["cross_faults", "outlived"]
 
 
 def cross_faults(config: BridgeConfig) -> Iterator[Fault]:
@@ -125,12 +126,21 @@ def _results(config: BridgeConfig) -> Iterator[Fault]:
             f"rpc results travel over the broker, and {config.broker.kind} does not carry them",
             "write a Redis or database URL, or use RabbitMQ as the broker",
         )
-    expires = getattr(config.results, "expires", None)
-    if config.retry is not None and expires is not None:
-        longest = config.retry.longest()
-        if longest is not None and longest >= expires:
-            yield Fault(
-                ("results", "expires"),
-                f"results expire after {expires:g} s, before the last retry, {longest:g} s after the first attempt",
-                "write a larger results.expires, or a Retry with fewer or shorter waits",
-            )
+    if config.retry is not None:
+        what = outlived(config, config.retry)
+        if what is not None:
+            todo = "write a larger results.expires, or a Retry with fewer or shorter waits"
+            yield Fault(("results", "expires"), what, todo)
+
+
+def outlived(config: BridgeConfig, retry: Retry) -> str | None:
+    """Return how results expire before a retry has ended; None if they do not, or if that cannot be told.
+
+    Args:
+        config: has the results.
+        retry: of the config or of a task.
+    """
+    expires, longest = getattr(config.results, "expires", None), retry.longest()
+    if expires is None or longest is None or longest < expires:
+        return None
+    return f"results expire after {expires:g} s, before the last retry, {longest:g} s after the first attempt"
