@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
+from celery import Celery
 from pydantic import BaseModel
 from tenacity import retry_if_exception_type, stop_after_attempt
 
@@ -58,6 +59,12 @@ bridge = Bridge()
 configured = Bridge(BridgeConfig(broker="amqp://guest:guest@localhost//", results="redis://localhost/1"))
 assert_type(bridge.config, BridgeConfig)
 assert_type(bridge.check(), Report)
+assert_type(bridge.check().ok, bool)
+assert_type(bridge.check().as_dict(), dict[str, Any])
+assert_type(bridge.celery, Celery)
+with bridge.worker(pool="solo", concurrency=1, queues=["reports"], start_timeout=5.0):
+    pass
+bridge.worker(pool="process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(qbridge.__version__, str)
 
 
@@ -95,6 +102,10 @@ def crunch(ctx: TaskContext, rows: list[Invoice]) -> dict[str, int]:
     assert_type(ctx.fencing_token, int)
     assert_type(ctx.deadline, datetime | None)
     ctx.check()
+    assert_type(ctx.max_attempts, int)
+    assert_type(ctx.headers, Mapping[str, Any])
+    if ctx.headers.get("later"):
+        ctx.retry(timedelta(minutes=1))
     assert_type(ctx.queue, str | None)
     ctx.progress(1, 2, note="half")
     return {}
@@ -158,6 +169,11 @@ def later(x: datetime) -> timedelta:
     return timedelta()
 
 
+@tasks.remote(name="stock.count", version=2)
+def count(item: str) -> int: ...  # type: ignore[empty-body]
+
+
+assert_type(count.delay("nail"), TaskResult[int])
 bridge.include(tasks)
 
 by_position: Task[[int, int], int] = add
@@ -175,7 +191,7 @@ assert_type(crunch.delay([]), TaskResult[dict[str, int]])
 add.using(deadline=timedelta(minutes=5)).delay(1, 2)
 add.using(deadline=datetime.now(UTC))
 add.using(deadline=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-Retry(on=OSError, where="worker")
+assert_type(Retry(on=OSError, where="worker").preview(), list[float])
 assert_type(Retry.from_tenacity(retry=retry_if_exception_type(OSError), stop=stop_after_attempt(3)), Retry)
 still_async: AsyncTask[[str], bytes] = fetch.using(countdown=1)
 coroutine: Coroutine[Any, Any, bytes] = fetch("x")
@@ -194,6 +210,7 @@ assert_type(bridge.result("id", Invoice), TaskResult[Invoice])
 assert_type(bridge.result("id"), TaskResult[Any])
 assert_type(add.name, str)
 assert_type(add.queue, str)
+assert_type(add.signature, str)
 assert_type(add.schema(), dict[str, Any])
 
 
@@ -205,6 +222,7 @@ async def main() -> None:
     assert_type(await fetch("x"), bytes)
     async with Bridge() as other:
         assert_type(other, Bridge)
+    await other.aclose()
 
 
 asyncio.run(main())
@@ -221,6 +239,8 @@ assert_type(result.failed(), bool)
 assert_type(result.result, int | BaseException | None)
 assert_type(result.traceback, str | None)
 assert_type(result.progress(), Progress | None)
+if (progress := result.progress()) is not None:
+    assert_type(progress.fraction, float)
 assert_type(result.retrying(), Retrying | None)
 result.revoke(terminate=True)
 result.forget()
@@ -239,6 +259,18 @@ assert_type(letter.fingerprint, str | None)
 assert_type(letter.at, datetime)
 bridge.dead_letters.list(reason="tired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+
+async def look_after(letters: DeadLetters) -> None:
+    """The same without blocking an event loop."""
+    assert_type(await letters.alist("reports", limit=None, reason="expired", task="shop.add"), list[DeadLetter])
+    assert_type(await letters.aget("id"), DeadLetter)
+    assert_type(await letters.areplay("id", queue="reports", rate=2.5, limit=10), list[DeadLetter])
+    assert_type(await letters.adiscard(["id"], reason="exhausted", task="shop.add", limit=1), list[DeadLetter])
+    await letters.alist(reason="tired")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await letters.areplay(rat=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await letters.adiscard(limit="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 # -- configuration
 
 BridgeConfig(
@@ -253,6 +285,10 @@ BridgeConfig(
 BridgeConfig(broker=RedisBroker(host="redis"), results=RedisResults(host="redis", db=1))
 BridgeConfig(broker=EmbeddedBroker(), results=RpcResults())
 BridgeConfig(results=NoResults())
+existing = BridgeConfig.from_celery("proj.celeryconfig", namespace="CELERY")
+assert_type(existing, BridgeConfig)
+assert_type([finding.what for finding in existing.findings], list[str])
+Bridge(existing).close()
 
 # -- errors
 

@@ -227,21 +227,47 @@ class DeadLetters:
 
         return self._each(delete, ids, queue, reason, task, limit, None)
 
-    async def alist(self, queue: str | None = None, **filters: Any) -> Many:
+    async def alist(
+        self,
+        queue: str | None = None,
+        *,
+        limit: int | None = 100,
+        reason: Reason | None = None,
+        task: str | None = None,
+    ) -> Many:
         """Do what :meth:`list` does without blocking the event loop."""
-        return await self._place.in_thread(partial(self.list, queue, **filters))
+        return await self._place.in_thread(partial(self.list, queue, limit=limit, reason=reason, task=task))
 
     async def aget(self, id: str) -> DeadLetter:  # noqa: A002 - the field's name
         """Do what :meth:`get` does without blocking the event loop."""
         return await self._place.in_thread(self.get, id)
 
-    async def areplay(self, ids: str | Iterable[str] | None = None, **filters: Any) -> Many:
+    async def areplay(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        queue: str | None = None,
+        reason: Reason | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+        rate: float | None = None,
+    ) -> Many:
         """Do what :meth:`replay` does without blocking the event loop."""
-        return await self._place.in_thread(partial(self.replay, ids, **filters))
+        replay = partial(self.replay, ids, queue=queue, reason=reason, task=task, limit=limit, rate=rate)
+        return await self._place.in_thread(replay)
 
-    async def adiscard(self, ids: str | Iterable[str] | None = None, **filters: Any) -> Many:
+    async def adiscard(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        queue: str | None = None,
+        reason: Reason | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+    ) -> Many:
         """Do what :meth:`discard` does without blocking the event loop."""
-        return await self._place.in_thread(partial(self.discard, ids, **filters))
+        discard = partial(self.discard, ids, queue=queue, reason=reason, task=task, limit=limit)
+        return await self._place.in_thread(discard)
 
     def _each(
         self,
