@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 from billiard.common import terminate_handler_fired
@@ -76,10 +77,9 @@ class TypedTask(CeleryTask):
         standing = Standing(self, self.request)
         standing.begin()
         began = time.time()
-        given, named = self._decoded(args, kwargs, began, standing)
         try:
             with limited(deadline_of(self.request.headers)):
-                value = self._tried(given, named, began, standing)
+                value = self._tried(args, kwargs, began, standing)
         except AskedAgain as asked:
             standing.end()
             self._try_again(asked.error, asked.wait, History.of(self.request, began))
@@ -103,28 +103,27 @@ class TypedTask(CeleryTask):
         self._refuse_large(encoded)
         return encoded
 
-    def _decoded(self, args: Any, kwargs: Any, began: float, standing: Standing) -> tuple[list[Any], Mapping[str, Any]]:
+    def _decoded(self, args: Any, kwargs: Any) -> tuple[list[Any], Mapping[str, Any]]:
         """Read the arguments, by the signature of then where the message is of an older version."""
         try:
-            with limited(deadline_of(self.request.headers)):
-                return decode_received(self.definition, self.request.headers, args, kwargs)
+            return decode_received(self.definition, self.request.headers, args, kwargs)
         except (ArgumentsError, PayloadError) as error:
             give_up(error, "invalid", self.request, (self.request.retries or 0) + 1)
             raise
-        except Exception as error:  # an upcaster's own: as if the task had raised it
-            standing.end()
-            self._retry_if_due(error, began)
-            raise
 
-    def _tried(self, given: list[Any], named: Mapping[str, Any], began: float, standing: Standing) -> Any:
-        """Call the function; again in this slot, if the policy says ``where="worker"``."""
+    def _tried(self, args: Any, kwargs: Any, began: float, standing: Standing) -> Any:
+        """Read the arguments and call the function; each again in this slot, if the policy says ``where="worker"``."""
         function, request = self.definition.function, self.request
+        in_slot = self.policy is not None and self.policy.where == "worker"
+        decode = partial(self._decoded, args, kwargs)
+        # an upcaster may raise what the policy covers, and may block: in the slot, never on the loop
+        given, named = self._again_in_the_slot(decode, request, began) if in_slot else decode()
 
         def call() -> Any:
             first = (self._context(request, began, standing),) if self.definition.context else ()
             return function(*first, *given, **named)
 
-        if self.policy is not None and self.policy.where == "worker":
+        if in_slot:
             if self.definition.is_async:
                 return aio.run(self._again_on_the_loop(call, request, began))
             return self._again_in_the_slot(call, request, began)

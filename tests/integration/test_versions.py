@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from celery import chain
 
-from qbridge import ArgumentsError, Bridge, Item, Retry, TaskContext
+from qbridge import ArgumentsError, Bridge, Item, Retry, TaskContext, TaskFailed
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.waiting import wait_until
 from qbridge.versions import HEADER_SCHEMA
@@ -34,10 +35,10 @@ def before(bridge: Bridge, sick: Path | None = None) -> SimpleNamespace:
 
 
 def after(bridge: Bridge) -> SimpleNamespace:
-    """The code after it: any rectangle, and a colour that callers have to name."""
+    """The code after it: any rectangle, and a colour that callers have to give."""
 
     @bridge.task(name="shop.paint", version=2, retry=RETRY, context=True)
-    def paint(ctx: TaskContext, width: int, height: int, *, colour: str) -> str:
+    def paint(ctx: TaskContext, width: int, height: int, colour: str) -> str:
         assert not [name for name in ctx.headers if name.startswith("qbridge")]
         return f"new {width}x{height} {colour}, attempt {ctx.attempt}"
 
@@ -59,7 +60,7 @@ def test_producers_first(contract: Contract, caplog: pytest.LogCaptureFixture) -
     sent = [
         new.paint.delay(1, 2, colour="blue"),
         new.paint.using(countdown=1).delay(3, 4, colour="blue"),
-        *new.paint.send_many([]),
+        *new.paint.send_many([(11, 12, "blue")]),
         *new.bridge.send_many(new.paint.item(5, 6, colour="blue")),
         new.bridge.send("shop.paint", (7, 8), {"colour": "blue"}),
     ]
@@ -75,7 +76,7 @@ def test_producers_first(contract: Contract, caplog: pytest.LogCaptureFixture) -
         assert {one.state for one in sent} == {"PENDING"}
     with new.bridge.worker(pool="thread", concurrency=2, queues=["default"]):
         told = [one.get(timeout=40) for one in sent]
-    assert told == [f"new {size} blue, attempt 1" for size in ("1x2", "3x4", "5x6", "7x8")]
+    assert told == [f"new {size} blue, attempt 1" for size in ("1x2", "3x4", "11x12", "5x6", "7x8")]
     assert contract.bridge.dead_letters.list() == []
 
 
@@ -176,3 +177,65 @@ def test_what_an_upcaster_raises_is_tried_again(contract: Contract) -> None:
     with new.worker(pool="thread", concurrency=1, queues=["default"]):
         assert contract.bridge.result(sent.id, str).get(timeout=20) == "new 5x5"
     assert [headers[HEADER_SCHEMA] for headers in seen] == [f"1:{old.paint.fingerprint}"] * 2
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_what_an_upcaster_raises_is_tried_again_in_the_slot(contract: Contract, kind: str) -> None:
+    """With ``where="worker"`` too, counted together with the attempts of the task; what does not fit is not."""
+    old, new = before(contract.another_bridge()), contract.another_bridge()
+    seen: list[int] = []
+    policy = Retry(on=ConnectionError, attempts=3, wait_initial=0.05, wait_jitter=0, where="worker")
+
+    def paint_now(ctx: TaskContext, width: int, height: int) -> str:
+        if ctx.attempt == 2:
+            raise ConnectionError("the brush is away")
+        return f"new {width}x{height}, attempt {ctx.attempt}"
+
+    async def paint_soon(ctx: TaskContext, width: int, height: int) -> str:
+        return paint_now(ctx, width, height)
+
+    declare = new.task(name="shop.paint", version=2, retry=policy, context=True)
+    paint: Any = declare(paint_now) if kind == "def" else declare(paint_soon)
+
+    @paint.upcast(1)
+    def paint_square(side: int) -> Item:
+        seen.append(side)
+        if side < 0 or len(seen) == 1:
+            raise ConnectionError("the list of sizes is away")
+        item: Item = paint.item(side, side)
+        return item
+
+    sent, in_vain = old.paint.delay(5), old.paint.delay(-1)
+    misfit = contract.bridge.send("shop.paint", ("wide", "high"))
+    with new.worker(pool="solo", queues=["default"]):
+        assert contract.bridge.result(sent.id, str).get(timeout=20) == "new 5x5, attempt 3"
+        for one, error in ((in_vain, ConnectionError), (misfit, ArgumentsError)):
+            with pytest.raises(error):
+                contract.bridge.result(one.id, str).get(timeout=20)
+    assert seen == [5, 5, -1, -1, -1]
+    found = {letter.task_id: (letter.reason, letter.attempts) for letter in contract.bridge.dead_letters.list()}
+    assert found == {in_vain.id: ("exhausted", 3), misfit.id: ("invalid", 1)}
+
+
+@pytest.mark.parametrize("pool", ["thread", "solo"])
+def test_an_upcaster_that_exits_fails_its_task_only(contract: Contract, pool: Any) -> None:
+    """As a task that does: the caller is told, and the worker goes on."""
+    old, new = before(contract.another_bridge()), after(contract.another_bridge())
+
+    @old.bridge.task(name="shop.exits")
+    def old_exits(side: int) -> int:
+        return side
+
+    @new.bridge.task(name="shop.exits", version=2)
+    def exits(width: int, height: int) -> int:
+        return width
+
+    @exits.upcast(1)
+    def exits_square(side: int) -> Item:
+        sys.exit("wrong usage")
+
+    sent = old_exits.delay(5)
+    with new.bridge.worker(pool=pool, concurrency=1, queues=["default"]):
+        with pytest.raises(TaskFailed, match="wrong usage"):
+            contract.bridge.result(sent.id, int).get(timeout=20)
+        assert new.measure.delay(1).get(timeout=20) == 2
