@@ -22,6 +22,8 @@ __all__ = ["Change", "Snapshot", "call_differences", "changes_since", "read_snap
 _FORM = 1
 _POSITIONAL = ("positional_only", "positional_or_keyword")
 _BY_NAME = ("positional_or_keyword", "keyword_only")
+_KINDS = {"version": int, "fingerprint": str, "parameters": list, "strict": bool, "arguments": dict, "result": dict}
+"""What the entry of a task holds."""
 
 Snapshot = Mapping[str, Any]
 """The contents of the file."""
@@ -86,13 +88,27 @@ def read_snapshot(text: str, name: str) -> Snapshot:
     if not isinstance(found, dict) or found.get("form") != _FORM or not isinstance(found.get("tasks"), dict):
         raise ConfigurationError(f"{name} holds no snapshot", "Make one: qbridge schema snapshot.")
     for task, entry in found["tasks"].items():
-        missing = {"version", "fingerprint", "parameters", "strict", "arguments", "result"} - set(entry)
-        if missing:
-            raise ConfigurationError(
-                f"{name}: the task {task} has no {', '.join(sorted(missing))}",
-                "Make it again: qbridge schema snapshot.",
-            )
+        wrong = _wrong_in(entry)
+        if wrong:
+            raise ConfigurationError(f"{name}: the task {task} {wrong}", "Make it again: qbridge schema snapshot.")
     return found
+
+
+def _wrong_in(entry: Any) -> str:
+    """Return what is wrong with the entry of one task, empty if nothing is."""
+    if not isinstance(entry, dict):
+        return "is no object"
+    missing = set(_KINDS) - set(entry)
+    if missing:
+        return f"has no {', '.join(sorted(missing))}"
+    odd = [key for key, kind in _KINDS.items() if type(entry[key]) is not kind]  # exactly: True is an int
+    if not odd:
+        pairs, properties = entry["parameters"], entry["arguments"].get("properties", {})
+        if not all(isinstance(pair, list) and [type(part) for part in pair] == [str, str] for pair in pairs):
+            odd = ["parameters"]
+        elif not isinstance(properties, dict) or not all(isinstance(properties.get(name), dict) for name, _ in pairs):
+            odd = ["arguments"]
+    return f"has {', '.join(odd)} of another form" if odd else ""
 
 
 def changes_since(snapshot: Snapshot, tasks: Iterable[Task[Any, Any]]) -> list[Change]:

@@ -184,6 +184,33 @@ def test_a_file_that_is_no_snapshot_is_refused(text: str) -> None:
         read_snapshot(text, "f.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (None, 5),
+        ("version", "1"),
+        ("version", True),
+        ("fingerprint", None),
+        ("parameters", [["size"]]),
+        ("parameters", [1]),
+        ("parameters", [["other", "keyword_only"]]),
+        ("strict", 1),
+        ("arguments", []),
+        ("arguments", {"properties": 5}),
+        ("result", "x"),
+    ],
+)
+def test_a_damaged_snapshot_is_refused(field: str | None, value: Any) -> None:
+    """Whatever is in it, the message names the file and the task."""
+    there: Any = json.loads(snapshot_text(snapshot_of([task_of(paint)])))
+    if field is None:
+        there["tasks"]["shop.paint"] = value
+    else:
+        there["tasks"]["shop.paint"][field] = value
+    with pytest.raises(ConfigurationError, match=r"f\.json: the task shop\.paint .*qbridge schema snapshot"):
+        read_snapshot(json.dumps(there), "f.json")
+
+
 BY_POSITION, EITHER, MANY, BY_NAME, NAMES = list(inspect._ParameterKind)
 
 Shape = list[tuple[str, inspect._ParameterKind, Any, bool]]
