@@ -16,7 +16,7 @@ from rich.text import Text
 
 from qbridge.bridge import Bridge
 from qbridge.cli.complaints import PoliteGroup
-from qbridge.cli.loading import app_option, import_task_modules, load_bridge
+from qbridge.cli.loading import app_option, give_app_to, load_with_tasks
 from qbridge.cli.screen import error_screen, screen
 from qbridge.dead_letters import DeadLetter
 from qbridge.dead_letters.letter import REASONS
@@ -39,19 +39,12 @@ def _filters(command: F) -> F:
     return command
 
 
-def _loaded(app: str) -> Bridge:
-    bridge = load_bridge(app)
-    import_task_modules(bridge)
-    return bridge
-
-
 @click.group("dead-letters", cls=PoliteGroup)
 @app_option(required=False)
 @click.pass_context
 def dead_letters(context: click.Context, app: str | None) -> None:
     """See, replay and discard what workers gave up."""
-    if app is not None:
-        context.default_map = {name: {"app": app} for name in ("list", "show", "replay", "discard")}
+    give_app_to(context, app, "list", "show", "replay", "discard")
 
 
 @click.command("list")
@@ -61,7 +54,7 @@ def dead_letters(context: click.Context, app: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(app: str, queue: str | None, reason: Any, task: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first, queue by queue; arguments are not shown."""
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         letters = bridge.dead_letters.list(queue, limit=limit, reason=reason, task=task)
     if as_json:
         click.echo(json.dumps({"dead_letters": [_described(letter) for letter in letters]}, indent=2))
@@ -89,7 +82,7 @@ def list_(app: str, queue: str | None, reason: Any, task: str | None, limit: int
 @click.option("--json", "as_json", is_flag=True, help="For machines; the body in base64.")
 def show(app: str, id: str, body: bool, as_json: bool) -> None:  # noqa: A002 - click's name of the argument
     """Show one dead letter: why, where, when, its headers, on request its body."""
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         letter = bridge.dead_letters.get(id)
     told = _described(letter)
     told["traceback"] = letter.traceback
@@ -137,7 +130,7 @@ def replay(
 
     A time at which a task was to expire is left out if it is over.
     """
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         done: list[DeadLetter] = []
         for one in _queues(bridge, ids, queue, reason, task, every):
             left = None if limit is None else limit - len(done)
@@ -161,7 +154,7 @@ def discard(
     yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Delete dead letters, for good; asks first, unless ids are given."""
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         chosen = _queues(bridge, ids, queue, reason, task, every)
         if not ids and not yes:
             if as_json:

@@ -20,7 +20,7 @@ from qbridge.bridge import Bridge
 from qbridge.cli.complaints import CannotStart
 from qbridge.exceptions import ConfigurationError
 
-__all__ = ["app_option", "import_task_modules", "load_bridge"]
+__all__ = ["app_option", "give_app_to", "import_task_modules", "load_bridge", "load_with_tasks"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,6 +83,29 @@ def import_task_modules(bridge: Bridge) -> None:
         _importing(name, partial(importlib.import_module, name))
     _importing("the task modules", bridge.celery.loader.import_default_modules)
     bridge.celery.finalize()
+
+
+def load_with_tasks(where: str) -> Bridge:
+    """Return the bridge with all its tasks; raises as :func:`load_bridge` and :func:`import_task_modules`.
+
+    Args:
+        where: as of ``load_bridge``.
+    """
+    bridge = load_bridge(where)
+    import_task_modules(bridge)
+    return bridge
+
+
+def give_app_to(context: click.Context, app: str | None, *commands: str) -> None:
+    """Let a group's ``-A`` be that of its commands.
+
+    Args:
+        context: of the group.
+        app: as it was given to the group; None: it was not.
+        commands: their names.
+    """
+    if app is not None:
+        context.default_map = {name: {"app": app} for name in commands}
 
 
 def _importing(name: str, act: Callable[[], Any]) -> Any:

@@ -12,9 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qbridge.bridge import Bridge
 from qbridge.cli.complaints import CannotStart, PoliteGroup
-from qbridge.cli.loading import app_option, import_task_modules, load_bridge
+from qbridge.cli.loading import app_option, give_app_to, load_with_tasks
 from qbridge.cli.screen import screen, symbol
 from qbridge.snapshots import Change, changes_since, read_snapshot, snapshot_of, snapshot_text
 
@@ -24,19 +23,12 @@ _DEFAULT = "qbridge-schema.json"
 _STYLES = {"breaking": "red", "cannot tell": "yellow", "compatible": "green"}
 
 
-def _loaded(app: str) -> Bridge:
-    bridge = load_bridge(app)
-    import_task_modules(bridge)
-    return bridge
-
-
 @click.group("schema", cls=PoliteGroup)
 @app_option(required=False)
 @click.pass_context
 def schema(context: click.Context, app: str | None) -> None:
     """Find changes of tasks that would break calls."""
-    if app is not None:
-        context.default_map = {name: {"app": app} for name in ("snapshot", "check")}
+    give_app_to(context, app, "snapshot", "check")
 
 
 @click.command()
@@ -44,7 +36,7 @@ def schema(context: click.Context, app: str | None) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=_DEFAULT)
 def snapshot(app: str, file: Path) -> None:
     """Write what the tasks take and return to a file (qbridge-schema.json), to be committed."""
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         made = snapshot_of(bridge.tasks.values())
     try:
         file.write_text(snapshot_text(made), encoding="utf-8")
@@ -67,7 +59,7 @@ def check(app: str, file: Path, as_json: bool) -> None:
             f"{file} cannot be read: {getattr(error, 'strerror', None) or error}",
             "Make it, and commit it: qbridge schema snapshot",
         ) from None
-    with _loaded(app) as bridge:
+    with load_with_tasks(app) as bridge:
         changes = changes_since(read_snapshot(text, str(file)), bridge.tasks.values())
     breaking = sum(change.breaks for change in changes)
     if as_json:
