@@ -180,7 +180,7 @@ def test_sends_with_one_key_end_in_time_together(contract: Contract) -> None:
             for sender in senders:
                 sender.join(30)
         assert 4 == len(took)
-        assert 3 > max(took)
+        assert 4 > max(took)  # one after the other they took 8
         assert add.delay(1).id == add.delay(1).id
 
 
