@@ -77,7 +77,7 @@ class SendOptions(TypedDict, total=False):
     priority: Priority
     task_id: str
     headers: Mapping[str, Any]
-    """JSON values; ``TaskContext.headers`` shows them."""
+    """JSON values; ``TaskContext.headers`` shows them. Names that begin with ``qbridge_`` are refused."""
     idempotency_key: str
     """The second send of a task with the same key sends nothing, and returns the handle of the first."""
     deadline: datetime | timedelta
@@ -91,6 +91,7 @@ CELERY_HEADERS = frozenset({
 })  # fmt: skip
 """Message headers that are the protocol's own."""
 
+_OUR_HEADERS = "qbridge_"
 _VERSIONS = 10**9
 _RATE = re.compile(r"\d+(\.\d+)?(/[smh])?")
 _CHOICES = {"priority": get_args(Priority), "delivery": get_args(Delivery), "serialization": get_args(Serialization)}
@@ -214,6 +215,9 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
             f"priority={checked['priority']!r} is not a priority",
             "Give 'low', 'normal' or 'high'; brokers count differently.",
         )
+    deadline = checked.get("deadline")
+    if deadline is not None and not isinstance(deadline, datetime | timedelta):
+        raise ConfigurationError(f"deadline={deadline!r} is not a time", "Give a datetime, or a timedelta from now.")
     if "headers" in checked:
         checked["headers"] = _own_headers(checked["headers"])
     return checked
@@ -226,5 +230,10 @@ def _own_headers(headers: Any) -> dict[str, Any]:
         if name in CELERY_HEADERS:
             raise ConfigurationError(
                 f"the header {name!r} belongs to Celery's protocol", "Give yours another name, such as 'x-tenant'."
+            )
+        if name.startswith(_OUR_HEADERS):
+            raise ConfigurationError(
+                f"the header {name!r} would be taken for one of qbridge's own",
+                "Give yours another name, such as 'x-tenant'; for a deadline there is using(deadline=...).",
             )
     return dict(headers)

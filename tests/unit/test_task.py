@@ -237,6 +237,8 @@ def test_options_of_the_declaration_reach_celerys_task(bridge: Bridge) -> None:
         ({"task_id": ""}, "task_id"),
         ({"priority": 5}, "priority"),
         ({"expires": True}, "not a time"),
+        ({"deadline": 5}, "deadline=5 is not a time"),
+        ({"headers": {"qbridge_retry": "x"}}, "qbridge's own"),
     ],
 )
 def test_send_options_without_sense_are_refused(options: Any, words: str) -> None:
