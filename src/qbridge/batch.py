@@ -127,23 +127,28 @@ class _Settled(QBridgeError):
 
 
 def _windowed(producer: BridgeProducer, connection: Any, group: Sequence[Entry], outcome: _Outcome) -> None:
-    """Publish without waiting, then wait for all confirmations."""
+    """Make all messages, as one may be too large; then publish without waiting, and wait for all confirmations."""
     confirms = connection.confirms()
     outcome.written.clear()
-    producer.window = len(group)
+    producer.window, producer.held = len(group), []
     try:
+        held, places = producer.held, dict[int, str]()
         for task, (args, kwargs), options in group:
-            before = confirms.next_tag
+            # an event (task-sent) that goes the same way comes behind its message
+            places[len(held)] = options["task_id"]
             task.send_encoded(args, kwargs, producer=producer, retry=False, **options)
-            # an event (task-sent) is published by the same producer, but not on the confirm channel
-            outcome.written[before] = options["task_id"]
+        producer.held = None
+        for place, write in enumerate(held):
+            tag = write()
+            if place in places:
+                outcome.written[tag] = places[place]
         confirms.settle()
     except Exception as error:
         outcome.pending = set(confirms.pending)
         outcome.refused = getattr(error, "tags", frozenset()) - outcome.pending
         raise
     finally:
-        producer.window = 0
+        producer.window, producer.held = 0, None
 
 
 def _grouped(producer: Any, group: Sequence[Entry], outcome: _Outcome) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kombu.compression import compress
@@ -34,6 +35,9 @@ class BridgeProducer(Producer):
 
     #: Unconfirmed messages that a bulk submission may have under way, which is always confirmed; 0: none is under way.
     window = 0
+
+    #: Where the writes of a bulk submission are kept until all its messages are made; None: each is written at once.
+    held: list[Callable[[], int]] | None = None
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         """Declare a queue or exchange unless this connection has done so.
@@ -119,14 +123,20 @@ class BridgeProducer(Producer):
             confirms.settle(at_most=self.window, timeout=confirm_timeout)
             return tag
 
-        try:
-            return once()
-        except NotConfirmed as error:
-            # what was declared may be gone from the server
-            connection._forget_declared()
-            if error.may_have_arrived or self.window or not declare:
-                raise
-            return once()
+        def write() -> int:
+            try:
+                return once()
+            except NotConfirmed as error:
+                # what was declared may be gone from the server
+                connection._forget_declared()
+                if error.may_have_arrived or self.window or not declare:
+                    raise
+                return once()
+
+        if self.held is not None:
+            self.held.append(write)
+            return None
+        return write()
 
 
 class BridgeProducerPool(ProducerPool):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qbridge import BatchError, Bridge, BridgeConfig, Task
+from qbridge import BatchError, Bridge, BridgeConfig, PayloadError, Task
 from qbridge.batch import GROUP
 from qbridge.testing.proxy import TcpProxy
 from qbridge.testing.servers import RabbitMQServer, RedisServer
@@ -73,6 +73,31 @@ def test_bad_argument_in_a_batch_sends_nothing(url: str) -> None:
         with pytest.raises(TypeError, match="echo"):
             echo.send_many([(1,), ("x",)])
         assert depth(bridge, echo) == 1
+
+
+def test_a_message_that_is_too_large_is_refused_before_any_is_sent(url: str) -> None:
+    """In the first group; in a later one, the groups before it are confirmed and the rest is unsent."""
+    with Bridge(BridgeConfig(broker=url, results="none", serialization={"max_payload_bytes": 2000})) as bridge:
+
+        @bridge.task(name="say", queue=f"bulk-{uuid.uuid4().hex[:8]}")
+        def say(text: str) -> str:
+            return text
+
+        def waiting() -> int:
+            with bridge.celery.connection_for_write() as connection:
+                queue = bridge.celery.amqp.queues[say.queue](connection.default_channel)
+                return int(queue.queue_declare(passive=True).message_count)
+
+        say.send_many([("a",)])
+        with pytest.raises(PayloadError, match="limit is 2,000"):
+            say.send_many([("b",), ("c",), ("d" * 3000,), ("e",)])
+        assert waiting() == 1
+        with pytest.raises(BatchError, match="limit is 2,000") as caught:
+            say.send_many([*[("f",)] * (GROUP + 2), ("g" * 3000,)])
+        assert (len(caught.value.confirmed), len(caught.value.unsent)) == (GROUP, 3)
+        assert caught.value.uncertain == []
+        say.send_many([("h",)])  # the connection is as good as before
+        assert waiting() == GROUP + 2
 
 
 @pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
