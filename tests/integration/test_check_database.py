@@ -301,3 +301,18 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
     """A file where the folder should be."""
     (tmp_path / "file").write_text("")
     assert ["results.permission"] == errors(look(f"sqlite:///{tmp_path}/file/results.db"))
+
+
+def test_columns_of_plain_celery_that_are_small_are_named_with_the_sql(qbridge_mariadb: MariaDBServer) -> None:
+    """MySQL's BLOB and TEXT; once the SQL was run, and in tables of ours, there is nothing to be said."""
+    with qbridge_mariadb.heal().fresh() as url, administrator(url) as connection:
+        ResultTables().metadata.create_all(connection)
+        assert "results.columns_small" not in look(url)
+        connection.exec_driver_sql("ALTER TABLE celery_taskmeta MODIFY result BLOB")
+        found = look(url)["results.columns_small"]
+        assert found.level == "warning"
+        assert "65,535 bytes of result:" in found.what
+        _, sql = found.todo.split("\n", 1)
+        assert sql == "ALTER TABLE celery_taskmeta MODIFY result LONGBLOB;"
+        connection.exec_driver_sql(sql)
+        assert "results.columns_small" not in look(url)

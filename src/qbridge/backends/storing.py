@@ -9,6 +9,8 @@ nobody. Here it depends on who stores:
   goes back, and the task runs again.
 - The loop itself, which stores the failure of a task whose process died, hands it to a thread that offers it again.
 - States on the way (STARTED, PROGRESS, RETRY) are not worth any of it: the run goes on without.
+- What the backend refuses for good, however often it is offered, is not lost either: a failure is stored with less of
+  its traceback, or as one that says so; a value that is refused becomes the failure of its task.
 
 Who reads results, or stores them outside of a worker, gets the error as ever.
 """
@@ -22,17 +24,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from celery import _state, states
+from celery.exceptions import BackendStoreError
 from celery.utils.log import get_logger
 from kombu.exceptions import ContentDisallowed, EncodeError
 
-from qbridge.exceptions import ConfigurationError, ResultsUnavailable
+from qbridge.exceptions import ConfigurationError, PayloadError, ResultsUnavailable
 
 if TYPE_CHECKING:
     from celery.backends.base import Backend as _Base
 else:
     _Base = object
 
-__all__ = ["KeepsOutcomes", "OutcomeNotStored"]
+__all__ = ["KeepsOutcomes", "OutcomeNotStored", "ValueRefused"]
 
 logger = get_logger(__name__)
 
@@ -41,6 +44,8 @@ _LONGEST_PAUSE = 5.0
 """Seconds between two offers; each of them has the bounds of its backend besides."""
 _KEPT = 10_000
 """Outcomes that wait for the thread at most: of a worker's crashed tasks, all there will ever be."""
+_EXCERPT = 2_000
+"""Characters of a traceback that is offered again in ASCII."""
 _STORED = "qbridge_retry_is_stored"
 """Attribute of a request."""
 _VALUE_FAULTS = (EncodeError, ContentDisallowed, TypeError, ValueError)
@@ -53,6 +58,18 @@ class OutcomeNotStored(ResultsUnavailable):
         what: which task.
         todo: what to try.
     """
+
+
+class ValueRefused(PayloadError, EncodeError):
+    """The result backend will never take this value.
+
+    Celery makes of an ``EncodeError`` here the failure of the task; of any other error, a warning besides.
+    """
+
+
+# That is what callers know, and what is stored.
+ValueRefused.__name__ = ValueRefused.__qualname__ = PayloadError.__name__
+ValueRefused.__module__ = PayloadError.__module__
 
 
 class KeepsOutcomes(_Base):
@@ -72,20 +89,22 @@ class KeepsOutcomes(_Base):
         given = (task_id, result, state, traceback, request)
         try:
             return self._store_now(*given, **kwargs)
-        except Exception as error:
-            if not self._may_wait(error):
-                raise
+        except Exception as raised:
             in_run = _in_run(request)
-            in_loop = _here() == self.app.worker_loop
+            in_loop = bool(getattr(self.app, "safe", False)) and _here() == self.app.worker_loop
             if not (in_run or in_loop):
                 raise
-            if state not in states.READY_STATES:
-                logger.warning("State %s of task %s is not stored: %s", state, task_id, error)
-            elif in_loop and not in_run:
-                self._store_later(given, kwargs, error)
-            else:
-                self._offer(given, kwargs, error, 0.0 if in_loop else self._patience)
-            return result
+            error = raised
+        # Outside of `except`: what is being handled is the task's own exception again.
+        if not self._may_wait(error):
+            self._store_less(given, kwargs, error)
+        elif state not in states.READY_STATES:
+            logger.warning("State %s of task %s is not stored: %s", state, task_id, error)
+        elif in_loop and not in_run:
+            self._store_later(given, kwargs, error)
+        else:
+            self._offer(given, kwargs, error, 0.0 if in_loop else self._patience)
+        return result
 
     def mark_as_failure(self, task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
         """Store a failure, but not that an outcome could not be stored: the task did not fail."""
@@ -140,17 +159,54 @@ class KeepsOutcomes(_Base):
             pause = min(2 * pause, _LONGEST_PAUSE)
             try:
                 self._store_now(*given, **kwargs)
-            except Exception as again:
-                if not self._may_wait(again):
-                    raise
+            except Exception as again:  # noqa: BLE001 - it is looked at below
                 error = again
+                if not self._may_wait(again):
+                    break
             else:
                 logger.warning("The outcome of task %s is stored, %.0f s late", task_id, time.monotonic() - began)
                 return
+        if not self._may_wait(error):
+            self._store_less(given, kwargs, error)
+            return
         raise OutcomeNotStored(
             f"the outcome of task {task_id} is not stored: {type(error).__name__}",
             "Its message goes back, and it runs again; see what is wrong with the result backend.",
         ) from error
+
+    def _store_less(self, given: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> None:
+        """Store of a failure what the backend takes, which has refused it for good.
+
+        Raises:
+            PayloadError: if it is a value that was refused, not a failure.
+            Exception: that with which it was refused, if nothing is taken.
+        """
+        task_id, result, state, traceback, request = given
+        if not getattr(self.app, "safe", False) or state not in states.EXCEPTION_STATES:
+            if isinstance(error, BackendStoreError) and state in states.READY_STATES:
+                raise self._refused(task_id, state, error) from error
+            raise error
+        told = str(traceback or "").replace("\x00", "\\x00").encode("ascii", "backslashreplace").decode()
+        offers = (
+            (result, told if len(told) <= _EXCERPT else f"{told[: _EXCERPT // 2]}\n[...]\n{told[-_EXCERPT // 2 :]}"),
+            (result, None),
+            (self._refused(task_id, f"{state}, {type(result).__name__}", error), None),
+        )
+        for less, text in offers:
+            try:
+                self._store_now(task_id, less, state, text, request, **kwargs)
+            except Exception as again:  # noqa: BLE001 - the next is less
+                logger.debug("Not taken either: %s", _cause(again))
+            else:
+                logger.error("The outcome of task %s was refused (%s): less of it is stored", task_id, _cause(error))
+                return
+        raise error
+
+    def _refused(self, task_id: str, what: str, error: Exception) -> ValueRefused:
+        return ValueRefused(
+            f"the outcome of task {task_id} ({what}) was refused by the result backend: {_cause(error)}",
+            "See the worker's log, and what the columns of the result tables take.",
+        )
 
     def _store_later(self, given: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> None:
         logger.error("The outcome of task %s is stored later: %s", given[0], error)
@@ -186,6 +242,15 @@ class _Later(threading.Thread):
                 except Exception:
                     logger.critical("The outcome of task %s is lost", given[0], exc_info=True)
                 self._waiting.popleft()
+
+
+def _cause(error: BaseException) -> str:
+    """Say which error it was, without its text, which may hold what was to be stored."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    error = getattr(error, "orig", None) or error
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else getattr(error, "sqlstate", None)
+    return type(error).__name__ if code is None else f"{type(error).__name__} {code}"
 
 
 def _here() -> tuple[int, int]:

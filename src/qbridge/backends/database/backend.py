@@ -35,9 +35,10 @@ from sqlalchemy.orm import Session
 
 from qbridge.backends.database.claim_store import DatabaseClaims
 from qbridge.backends.database.engine import PooledEngine
+from qbridge.backends.database.fitting import shortened, storable
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
-from qbridge.backends.storing import KeepsOutcomes
+from qbridge.backends.storing import KeepsOutcomes, ValueRefused
 from qbridge.exceptions import ConfigurationError, PayloadError
 from qbridge.serialization.results import TypedResultMixin, has_types, revive
 
@@ -48,7 +49,13 @@ ensure_bytes: Callable[[Any], bytes] = cast(
 )  # kombu leaves it without types
 
 _BATCH = 500
+_TRACEBACK = 1_000_000
+"""Bytes of a traceback at most, where the column takes any length."""
+_LENGTHS = (None, 8_192, 2_048, 256)
+"""Characters of an error's text and bytes of its traceback that are tried in turn, until both have room."""
 _CREATE_ATTEMPTS = 6
+_REFUSED = ((1366,), (1406,), (3854,), (3988,))
+"""MySQL's numbers for texts that do not fit a column or its character set: drivers call some of them operational."""
 
 
 class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
@@ -165,13 +172,15 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
     # -- bounds
 
     def exception_safe_to_retry(self, exc: BaseException) -> Any:
-        """Lost connections, locks and deadlocks pass; a wrong statement does not."""
-        return isinstance(exc, (OperationalError, InterfaceError, InternalError))
+        """Lost connections, locks and deadlocks pass; a wrong statement or value does not."""
+        return not self._is_values_fault(exc) and isinstance(exc, (OperationalError, InterfaceError, InternalError))
 
     def _is_values_fault(self, error: BaseException) -> bool:
         """Also a value that the column refuses."""
         for cause in (error, error.__cause__, error.__context__):
             if isinstance(cause, (DataError, IntegrityError)):
+                return True
+            if isinstance(cause, DBAPIError) and cause.orig is not None and cause.orig.args[:1] in _REFUSED:
                 return True
         return super()._is_values_fault(error)
 
@@ -216,10 +225,7 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> None:
         with self._session() as (session, layout):
-            locked, traceback = self.locked(task_id, state, result, traceback, request)
-            row = self._row(task_id, locked, state, traceback, request)
-            if self.lock is not None:
-                row["children"] = None  # they are with the value
+            row = self._fitting_row(layout, task_id, result, state, traceback, request)
             values = {f"new_{name}": row.get(name) for name in layout.columns}
             if layout.upsert is not None:
                 session.execute(layout.upsert, values)
@@ -241,6 +247,36 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
                 session.rollback()  # another worker was faster
             else:
                 return
+
+    def _fitting_row(
+        self, layout: Layout, task_id: str, result: Any, state: str, traceback: Any, request: Any
+    ) -> dict[str, Any]:
+        """Make the row; of an error and its traceback as much as the columns take.
+
+        Raises:
+            PayloadError: if a value is larger than the column.
+        """
+        limit = layout.room.get("result")
+        room = layout.room.get("traceback", _TRACEBACK)
+        size = 0
+        for longest in _LENGTHS:
+            fitting = result if longest is None else shortened(result, longest)
+            text = None if traceback is None else storable(str(traceback), min(room, longest or room))
+            locked, text = self.locked(task_id, state, fitting, text, request)
+            row = self._row(task_id, locked, state, text, request)
+            if self.lock is not None:
+                row["children"] = None  # they are with the value
+            size = len(row["result"])
+            if limit is None or size <= limit:
+                return row
+            if state not in states.EXCEPTION_STATES:
+                break
+        table = self.tables.task.fullname
+        raise ValueRefused(
+            f"the value of task {task_id} ({state}) has {size:,} bytes as it is stored, and the column result of "
+            f"{table} takes {limit:,}",
+            f"Store the data elsewhere and return a reference, or run: ALTER TABLE {table} MODIFY result LONGBLOB;",
+        )
 
     def _row(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
         row: dict[str, Any] = self._get_result_meta(

@@ -20,7 +20,7 @@ from qbridge.backends.base import Finding
 from qbridge.backends.database.claim_store import claim_table
 from qbridge.backends.database.engine import PooledEngine
 from qbridge.backends.database.explain import explain, is_refusal
-from qbridge.backends.database.tables import EXTENDED, ResultTables, absent, statements_for
+from qbridge.backends.database.tables import EXTENDED, ResultTables, absent, room_of, statements_for
 from qbridge.backends.network import reach, redact
 from qbridge.backends.urls import Address
 
@@ -31,6 +31,7 @@ __all__ = ["check"]
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _PRODUCTS = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
+_LARGE = ("result", "traceback")
 _OPTIONAL = {"children", *EXTENDED}
 _KEY_AND_VALUE = (("task_id", "result"), ("taskset_id", "result"), ("key", "note"))  # of results, groups, claims
 
@@ -103,6 +104,7 @@ class _Visit:
         self.tables = [table for table in self.tables if table not in missing]
         columns = list(self._columns(engine))
         yield from columns
+        yield from self._room(engine)
         if any(finding.level == "error" for finding in columns):
             return
         denied = list(self._privileges(engine)) if dialect != "sqlite" else []
@@ -228,6 +230,31 @@ class _Visit:
                     f"the table {table.fullname} has no column {names}: it is not a result table of Celery",
                     f"Name another table in table_names, or run:\n{sql}",
                 )
+
+    def _room(self, engine: sa.Engine) -> Iterator[Finding]:
+        """Columns of plain Celery's tables on MySQL, which take 65,535 bytes."""
+        preparer = engine.dialect.identifier_preparer
+        for table in self.tables:
+            if table is self.claims:
+                continue
+            found = sa.inspect(engine).get_columns(table.name, schema=table.schema)
+            room = {name: size for name, size in room_of(engine.dialect, found).items() if name in _LARGE}
+            if not room:
+                continue
+            sql = "\n".join(
+                f"ALTER TABLE {preparer.format_table(table)} MODIFY {name} "
+                f"{table.c[name].type.compile(dialect=engine.dialect)};"
+                for name in room
+            )
+            yield Finding(
+                "warning",
+                "results.columns_small",
+                f"the table {table.fullname} takes "
+                + ", ".join(f"{size:,} bytes of {name}" for name, size in room.items())
+                + ": a larger result makes its task fail, whatever serialization.max_payload_bytes says, and a longer "
+                "traceback is cut",
+                f"Run this while no worker stores results:\n{sql}",
+            )
 
     def _privileges(self, engine: sa.Engine) -> Iterator[Finding]:
         denied: dict[str, list[str]] = {}

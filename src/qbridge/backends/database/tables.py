@@ -17,11 +17,22 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
 
-__all__ = ["EXTENDED", "Layout", "ResultTables", "absent", "missing_tables", "statements_for"]
+__all__ = ["EXTENDED", "Layout", "ResultTables", "absent", "missing_tables", "room_of", "statements_for"]
 
 _PLAIN = ("task_id", "status", "result", "date_done", "traceback", "children")
 EXTENDED = ("name", "args", "kwargs", "worker", "retries", "queue", "stamps")
 """Columns that are filled under ``result_extended`` only."""
+
+_MYSQLS = ("mysql", "mariadb")
+# What Celery asks for there is BLOB and TEXT, of 65,535 bytes; plain Celery reads these just as well.
+_BYTES = sa.LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQLS)
+_TEXT = sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), *_MYSQLS)
+# Elsewhere "a" and "A" are two ids anyway.
+_ID = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), *_MYSQLS)
+_ROOM: dict[type, int] = {
+    mysql.TINYBLOB: 255, mysql.TINYTEXT: 255, sa.BLOB: 65_535, mysql.TEXT: 65_535, mysql.MEDIUMBLOB: 16_777_215,
+    mysql.MEDIUMTEXT: 16_777_215,
+}  # fmt: skip
 
 _INTEGER = sa.Integer().with_variant(sa.BigInteger, "mssql")
 
@@ -48,19 +59,19 @@ class ResultTables:
                 primary_key=True,
                 autoincrement=True,
             ),
-            sa.Column("task_id", sa.String(155), unique=True),
+            sa.Column("task_id", _ID, unique=True),
             sa.Column("status", sa.String(50)),
-            sa.Column("result", sa.LargeBinary, nullable=True),
+            sa.Column("result", _BYTES, nullable=True),
             sa.Column("date_done", sa.DateTime, nullable=True, index=True),
-            sa.Column("traceback", sa.Text, nullable=True),
-            sa.Column("children", sa.LargeBinary, nullable=True),
+            sa.Column("traceback", _TEXT, nullable=True),
+            sa.Column("children", _BYTES, nullable=True),
             sa.Column("name", sa.String(155), nullable=True),
-            sa.Column("args", sa.LargeBinary, nullable=True),
-            sa.Column("kwargs", sa.LargeBinary, nullable=True),
+            sa.Column("args", _BYTES, nullable=True),
+            sa.Column("kwargs", _BYTES, nullable=True),
             sa.Column("worker", sa.String(155), nullable=True),
             sa.Column("retries", sa.Integer, nullable=True),
             sa.Column("queue", sa.String(155), nullable=True),
-            sa.Column("stamps", sa.LargeBinary, nullable=True),
+            sa.Column("stamps", _BYTES, nullable=True),
             schema=schema,
             sqlite_autoincrement=True,
         )
@@ -75,8 +86,8 @@ class ResultTables:
                 primary_key=True,
                 autoincrement=True,
             ),
-            sa.Column("taskset_id", sa.String(155), unique=True),
-            sa.Column("result", sa.LargeBinary, nullable=True),
+            sa.Column("taskset_id", _ID, unique=True),
+            sa.Column("result", _BYTES, nullable=True),
             sa.Column("date_done", sa.DateTime, nullable=True, index=True),
             schema=schema,
             sqlite_autoincrement=True,
@@ -144,6 +155,9 @@ class Layout:
 
     upsert_group: sa.Insert | None
 
+    room: Mapping[str, int]
+    """Bytes that a column of the task table takes, where there is a limit to it (MySQL, MariaDB)."""
+
     @classmethod
     def find(cls, engine: Engine, tables: ResultTables, extended: bool) -> Layout:
         """Look at the database once.
@@ -155,7 +169,8 @@ class Layout:
         """
         inspector = sa.inspect(engine)
         task, group = tables.task, tables.group
-        there = {column["name"] for column in inspector.get_columns(task.name, schema=task.schema)}
+        found = inspector.get_columns(task.name, schema=task.schema)
+        there = {column["name"] for column in found}
         if not {"task_id", "status", "result"} <= there:
             # Looked up while another process was making it.
             raise NoSuchTableError(task.fullname)
@@ -179,7 +194,20 @@ class Layout:
             upsert_group=_upsert(dialect, group, group_insert, "taskset_id", ["result", "date_done"], open_only=False)
             if _is_unique(inspector, group, "taskset_id")
             else None,
+            room=room_of(engine.dialect, found),
         )
+
+
+def room_of(dialect: Dialect, columns: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes that columns take, by name; those without a limit that matters are left out.
+
+    Args:
+        dialect: of the engine.
+        columns: as an inspector gives them.
+    """
+    if dialect.name not in _MYSQLS:
+        return {}
+    return {each["name"]: _ROOM[kind] for each in columns if (kind := type(each["type"])) in _ROOM}
 
 
 def _open(task: sa.Table) -> Any:
