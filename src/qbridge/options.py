@@ -76,6 +76,7 @@ class SendOptions(TypedDict, total=False):
     """Seconds, timedelta or datetime; not run after that."""
     priority: Priority
     task_id: str
+    """1 to 155 characters, no control characters; default: a new UUID."""
     headers: Mapping[str, Any]
     """JSON values; ``TaskContext.headers`` shows them. Names that begin with ``qbridge_`` are refused."""
     idempotency_key: str
@@ -93,6 +94,11 @@ CELERY_HEADERS = frozenset({
 
 _OUR_HEADERS = "qbridge_"
 _VERSIONS = 10**9
+_ID = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,155}(?<!\s)")
+"""What every result backend keeps: databases have 155 characters, and some see no blanks at an end."""
+_SHOWN = 60
+_LONGEST = 100 * 366 * 86400.0
+"""Seconds: more than anybody waits, and less than what clocks and servers can count."""
 _RATE = re.compile(r"\d+(\.\d+)?(/[smh])?")
 _CHOICES = {"priority": get_args(Priority), "delivery": get_args(Delivery), "serialization": get_args(Serialization)}
 
@@ -112,12 +118,15 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def _number(name: str, value: Any) -> float:
+    given = value
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(f"{name}={value!r} is not a time", "Give seconds as a number, or a timedelta.")
     if not math.isfinite(value):
         raise ConfigurationError(f"{name}={value!r} has no end", "Give seconds as a number, or leave it out.")
+    if abs(value) > _LONGEST:
+        raise ConfigurationError(f"{name}={given!r} is more than a hundred years", "Give fewer seconds.")
     return float(value)
 
 
@@ -205,8 +214,11 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if "expires" in checked and not isinstance(checked["expires"], datetime):
         seconds = _number("expires", checked["expires"])
         checked["expires"] = datetime.now(UTC) + timedelta(seconds=seconds)
-    if "task_id" in checked and (not isinstance(checked["task_id"], str) or not checked["task_id"]):
-        raise ConfigurationError(f"task_id={checked['task_id']!r} is not an id", "Give a text that is not empty.")
+    if "task_id" in checked and not (isinstance(checked["task_id"], str) and _ID.fullmatch(checked["task_id"])):
+        raise ConfigurationError(
+            f"task_id={_excerpt(checked['task_id'])} is not an id",
+            "Give a text of 1 to 155 characters without control characters, surrogates and blanks at its ends.",
+        )
     key = checked.get("idempotency_key", "a")
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"idempotency_key={key!r} is no key", "Give a text that is not empty.")
@@ -221,6 +233,11 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if "headers" in checked:
         checked["headers"] = _own_headers(checked["headers"])
     return checked
+
+
+def _excerpt(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _own_headers(headers: Any) -> dict[str, Any]:

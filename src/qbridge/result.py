@@ -10,13 +10,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from celery._state import get_current_worker_task, task_join_will_block
 
 from qbridge.context import PROGRESS_STATE, Progress, Retrying
-from qbridge.exceptions import ResultUnknown, TaskFailed, TaskRevoked
+from qbridge.exceptions import ConfigurationError, ResultUnknown, TaskFailed, TaskRevoked
 
 __all__ = ["ResultReader", "TaskResult"]
 
 R_co = TypeVar("R_co", covariant=True)
 Meta = Mapping[str, Any]
 
+_LONGEST = 366 * 86400.0
 _FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
@@ -86,6 +87,7 @@ class TaskResult(Generic[R_co]):
             TaskRevoked: if the task was revoked or had expired before it ran.
             TaskFailed: if the task failed with an error that cannot be rebuilt here; otherwise that error itself.
             PayloadError: if what is stored is not what the task declares.
+            ConfigurationError: if ``timeout`` has no end, or none that anybody will see.
             RuntimeError: inside a task: waiting there for another task can stop all workers.
         """
         if self._meta is None:
@@ -208,7 +210,12 @@ class TaskResult(Generic[R_co]):
     def _seconds(self, timeout: float | timedelta | None) -> float:
         if timeout is None:
             return self._reader.default_timeout
-        return timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+        if not seconds <= _LONGEST:  # nan is not
+            raise ConfigurationError(
+                f"timeout={timeout!r} is no end of a wait", "Give seconds, a year's at most; None is results.timeout."
+            )
+        return seconds
 
     def _outcome(self, meta: Meta) -> R_co:
         status = meta["status"]

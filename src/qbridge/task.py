@@ -206,6 +206,10 @@ class Task(Generic[P, R_co]):
             ConfigurationError: if the version is not below the current one, or has an upcaster; if the function is
                 async, or an annotation cannot cross the wire.
         """
+        if callable(version):
+            raise ConfigurationError(
+                f"an upcaster of task {self.name} names no version", "Write parentheses: @task.upcast(1)."
+            )
 
         def declare(function: Callable[Q, Item]) -> Callable[Q, Item]:
             definition = self._definition

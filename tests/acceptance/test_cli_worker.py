@@ -61,6 +61,8 @@ def test_options_choose_the_pool_and_the_queues(folder: Folder) -> None:
     [
         (("-A", "shop", "--pool", "thread"), "cannot enforce the time limits of shop.render"),
         (("-A", "shop", "-Q", "report"), "Did you mean 'reports'?"),
+        (("-A", "shop", "-Q", ""), "names no queue"),
+        (("-A", "shop", "-Q", " , "), "names no queue"),
         (("-A", "shop:brigde"), "Did you mean shop:bridge?"),
         (("-A", "shop:app"), "not a Bridge"),
         (("-A", "shopp"), "Did you mean 'shop'?"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from qbridge import Progress, ResultUnknown, TaskFailed, TaskResult, TaskRevoked
+from qbridge import ConfigurationError, Progress, ResultUnknown, TaskFailed, TaskResult, TaskRevoked
 
 
 class Stored:
@@ -70,6 +72,15 @@ def failed(module: str, name: str, args: list[Any], text: str | None = None) -> 
 def test_value_is_decoded_from_the_stored_json() -> None:
     """Not from Celery's reading of it."""
     assert handle(result_json=3, result="revived").get() == 3
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), 1e300, timedelta.max])
+def test_a_wait_without_an_end_is_refused(timeout: Any) -> None:
+    """Not by an OverflowError from within it; by name, with and without an event loop."""
+    with pytest.raises(ConfigurationError, match="timeout="):
+        handle(result_json=3).get(timeout=timeout)
+    with pytest.raises(ConfigurationError, match="timeout="):
+        asyncio.run(handle(result_json=3).aget(timeout=timeout))
 
 
 def test_outcome_is_read_once() -> None:

@@ -235,6 +235,16 @@ def test_options_of_the_declaration_reach_celerys_task(bridge: Bridge) -> None:
         ({"countdown": "5"}, "not a time"),
         ({"eta": 5}, "not a datetime"),
         ({"task_id": ""}, "task_id"),
+        ({"task_id": "x" * 156}, "task_id"),
+        ({"task_id": "a\x00b"}, "task_id"),
+        ({"task_id": "a\n"}, "task_id"),
+        ({"task_id": "a "}, "task_id"),
+        ({"task_id": "caf\udce9"}, "task_id"),
+        ({"task_id": 5}, "task_id"),
+        ({"countdown": 1e12}, "countdown=1000000000000.0"),
+        ({"countdown": timedelta.max}, "countdown"),
+        ({"expires": 1e300}, "expires"),
+        ({"expires": timedelta.max}, "expires"),
         ({"priority": 5}, "priority"),
         ({"expires": True}, "not a time"),
         ({"deadline": 5}, "deadline=5 is not a time"),
@@ -245,6 +255,12 @@ def test_send_options_without_sense_are_refused(options: Any, words: str) -> Non
     """In the caller."""
     with pytest.raises(ConfigurationError, match=words):
         checked_send_options(options)
+
+
+def test_ids_of_155_characters_are_taken() -> None:
+    """With blanks inside, and of any script."""
+    for task_id in ("x" * 155, "an order, of März", "\U0001f600"):
+        assert checked_send_options({"task_id": task_id}) == {"task_id": task_id}
 
 
 def test_times_are_seconds_or_timedelta() -> None:

@@ -200,6 +200,19 @@ def test_an_upcaster_returns_a_call_of_its_task(bridge: Bridge) -> None:
         received(paint, 1, 5)
 
 
+def test_an_upcaster_without_parentheses_is_refused_at_once(bridge: Bridge) -> None:
+    """It was taken for the version, and nothing was declared."""
+
+    @bridge.task(version=2)
+    def paint(color: str) -> None: ...
+
+    def from_one() -> Item:
+        return paint.item("red")
+
+    with pytest.raises(ConfigurationError, match=r"Write parentheses: @task\.upcast\(1\)"):
+        paint.upcast(from_one)  # type: ignore[arg-type]
+
+
 def test_an_upcaster_that_cannot_work_is_refused_where_it_is_declared(bridge: Bridge) -> None:
     """Of no version below the current one, the second of one version, async, for a task without a body here."""
     paint = painter(bridge)

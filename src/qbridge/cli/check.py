@@ -14,7 +14,7 @@ from qbridge.backends.base import Finding
 from qbridge.bridge import Bridge
 from qbridge.cli.complaints import Complaint
 from qbridge.cli.loading import app_option, import_task_modules, load_bridge
-from qbridge.cli.screen import screen, symbol
+from qbridge.cli.screen import screen, symbol, visible
 from qbridge.config.faults import faults_of
 from qbridge.exceptions import ConfigurationError
 from qbridge.report import Report
@@ -95,9 +95,9 @@ def _show(console: Console, findings: Sequence[Finding], places: dict[str, str])
 def _line(console: Console, finding: Finding) -> None:
     sign = symbol(console, finding.level)
     indent = " " * (len(sign) + 3)
-    _wrapped(console, Text.assemble("  ", sign, " ", finding.what), indent)
+    _wrapped(console, Text.assemble("  ", sign, " ", visible(finding.what)), indent)
     if finding.level != "ok":
-        for part in finding.todo.splitlines():
+        for part in visible(finding.todo).splitlines():
             _wrapped(console, Text(f"{indent}{part}", style="dim" if finding.level == "info" else ""), indent)
 
 

@@ -8,7 +8,7 @@ import click
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 from rich.text import Text
 
-from qbridge.cli.screen import error_screen, symbol
+from qbridge.cli.screen import error_screen, symbol, visible
 from qbridge.exceptions import ConfigurationError, QBridgeError
 
 __all__ = ["CannotStart", "Complaint", "PoliteGroup", "complaint_about"]
@@ -35,9 +35,9 @@ class Complaint(click.ClickException):
         """Print it to standard error."""
         console = error_screen()
         if self.details:
-            console.print(Text(self.details.rstrip(), style="dim"), soft_wrap=True)
-        console.print(symbol(console, "error"), Text(_sentence(self.what)), soft_wrap=True)
-        for line in self.todo.splitlines():
+            console.print(Text(visible(self.details.rstrip()), style="dim"), soft_wrap=True)
+        console.print(symbol(console, "error"), Text(visible(_sentence(self.what))), soft_wrap=True)
+        for line in visible(self.todo).splitlines():
             console.print(Text(f"  {line}"), soft_wrap=True)
 
 

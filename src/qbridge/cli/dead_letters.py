@@ -17,7 +17,7 @@ from rich.text import Text
 from qbridge.bridge import Bridge
 from qbridge.cli.complaints import PoliteGroup
 from qbridge.cli.loading import app_option, give_app_to, load_with_tasks
-from qbridge.cli.screen import error_screen, screen
+from qbridge.cli.screen import error_screen, screen, visible
 from qbridge.dead_letters import DeadLetter
 from qbridge.dead_letters.letter import REASONS
 
@@ -25,6 +25,8 @@ __all__ = ["dead_letters"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_WHOLE_LINES = 10_000
+"""Columns of a pipe: no cell is folded there."""
 _SHOWN = 2000
 """Characters of a body that are shown."""
 
@@ -69,7 +71,9 @@ def list_(app: str, queue: str | None, reason: Any, task: str | None, limit: int
     for letter in letters:
         error = f"{letter.error_type}: {letter.error_text}".strip(": ")
         cells = (letter.id, _moment(letter.at), letter.queue, letter.reason, letter.task or "–", error[:200])
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(visible(" ".join(cell.split()))) for cell in cells))
+    if not console.is_terminal:
+        console.width = _WHOLE_LINES
     console.print(table)
     if len(letters) == limit:
         console.print(Text(f"There may be more: these are the first {limit}.", style="dim"))
@@ -98,18 +102,18 @@ def show(app: str, id: str, body: bool, as_json: bool) -> None:  # noqa: A002 - 
         if name in ("traceback", "headers", "properties"):
             continue
         console.print(
-            Text.assemble((f"{name:<17} ", "dim"), "–" if value in (None, "") else str(value)), soft_wrap=True
+            Text.assemble((f"{name:<17} ", "dim"), "–" if value in (None, "") else visible(value)), soft_wrap=True
         )
     for name in ("headers", "properties"):
         console.print(Text(name, style="dim"))
         for key, value in told[name].items():
-            console.print(Text(f"  {key}: {value!r}"), soft_wrap=True)
+            console.print(Text(visible(f"  {key}: {value!r}")), soft_wrap=True)
     if letter.traceback:
         console.print(Text("traceback", style="dim"))
-        console.print(Text(letter.traceback.rstrip()), soft_wrap=True)
+        console.print(Text(visible(letter.traceback.rstrip())), soft_wrap=True)
     if body:
         console.print(Text("body", style="dim"))
-        console.print(Text(_readable(letter)), soft_wrap=True)
+        console.print(Text(visible(_readable(letter))), soft_wrap=True)
     else:
         console.print(Text(f"The body ({len(letter.body):,} bytes) is shown with --body.", style="dim"))
 

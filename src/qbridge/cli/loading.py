@@ -57,6 +57,8 @@ def load_bridge(where: str) -> Bridge:
         raise CannotStart(
             f"{where} is a file's name", f"Name the module: -A {_module_of(name)}:{_DEFAULT_NAME}",
         )  # fmt: skip
+    if not all(name.split(".")):
+        raise CannotStart(f"{where!r} names no module", f"Write its full name: -A proj.tasks:{_DEFAULT_NAME}")
     module = _importing(name, partial(importlib.import_module, name))
     found = _named(module, attribute) if attribute else _only(module)
     if not isinstance(found, Bridge):
@@ -121,16 +123,18 @@ def _importing(name: str, act: Callable[[], Any]) -> Any:
                 _near_modules(name),
             ) from None
         raise _failed(name, error) from None
+    except SystemExit as error:
+        raise _failed(name, error, f"importing {name} ended with {error!r}") from None
     except Exception as error:  # noqa: BLE001 - whatever a module does while it is imported
         raise _failed(name, error) from None
 
 
-def _failed(name: str, error: Exception) -> CannotStart:
+def _failed(name: str, error: BaseException, what: str = "") -> CannotStart:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _machinery(frame.filename)]
     said = traceback.format_exception_only(error)
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames), *said]
     return CannotStart(
-        f"importing {name} failed: {said[-1].strip()}",
+        what or f"importing {name} failed: {said[-1].strip()}",
         f"It happened in {frames[-1].filename}, line {frames[-1].lineno}." if frames else "",
         details="".join(lines),
     )

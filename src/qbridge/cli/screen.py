@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["SYMBOLS", "error_screen", "screen", "survive_any_encoding", "symbol"]
+__all__ = ["SYMBOLS", "error_screen", "screen", "survive_any_encoding", "symbol", "visible"]
 
 SYMBOLS = {
     "ok": ("✓", "ok", "green"),
@@ -28,6 +29,19 @@ def screen() -> Console:
 def error_screen() -> Console:
     """Return the console of standard error."""
     return Console(file=sys.stderr, highlight=False)
+
+
+# Also what turns the direction of writing, and what no terminal can be sent.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: object) -> str:
+    """Escape what would command the terminal, in a text that somebody else has written.
+
+    Args:
+        text: of an exception, a message, a result; new lines and tabulators stay.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def symbol(console: Console, level: str) -> Text:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from qbridge.cli.loading import app_option, load_bridge
-from qbridge.cli.screen import error_screen, screen, symbol
+from qbridge.cli.screen import error_screen, screen, symbol, visible
 from qbridge.context import Progress as Told
 from qbridge.exceptions import QBridgeError, TaskFailed, TaskRevoked
 from qbridge.result import TaskResult
@@ -56,7 +56,7 @@ def _live(console: Console, result: TaskResult[Any], until: float | None) -> boo
     """Draw until it ends; False if time is up."""
     bars = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=30), TaskProgressColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+        TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False), console=console, transient=True,
     )  # fmt: skip
     with bars:
         bar = bars.add_task("PENDING", total=None, note="")
@@ -65,7 +65,8 @@ def _live(console: Console, result: TaskResult[Any], until: float | None) -> boo
             if told is None:
                 bars.update(bar, description=state, note=_MEANING.get(state, ""))
             else:
-                bars.update(bar, description=state, completed=told.done, total=told.total or None, note=told.note or "")
+                note = visible(told.note or "")
+                bars.update(bar, description=state, completed=told.done, total=told.total or None, note=note)
             if until is not None and time.monotonic() > until:
                 return False
             time.sleep(_INTERVAL)
@@ -79,7 +80,7 @@ def _lines(console: Console, result: TaskResult[Any], until: float | None) -> bo
         now = state, result.progress()
         if now != before:
             before = now
-            console.print(Text(_line(*now)), soft_wrap=True)
+            console.print(Text(visible(_line(*now))), soft_wrap=True)
         if until is not None and time.monotonic() > until:
             return False
         time.sleep(_INTERVAL)
@@ -97,7 +98,7 @@ def _ending(console: Console, result: TaskResult[Any]) -> int:
     try:
         value = result.get()
     except TaskRevoked as error:
-        console.print(symbol(console, "error"), Text(f"REVOKED: {error.what}"), soft_wrap=True)
+        console.print(symbol(console, "error"), Text(visible(f"REVOKED: {error.what}")), soft_wrap=True)
         return 1
     except Exception as error:  # the task's own
         if isinstance(error, QBridgeError) and not isinstance(error, TaskFailed):
@@ -105,10 +106,10 @@ def _ending(console: Console, result: TaskResult[Any]) -> int:
         name, text = type(error).__name__, str(error)
         if isinstance(error, TaskFailed):
             name, text = error.type_name, error.message
-        console.print(symbol(console, "error"), Text(f"FAILURE: {name}: {text}"), soft_wrap=True)
+        console.print(symbol(console, "error"), Text(visible(f"FAILURE: {name}: {text}")), soft_wrap=True)
         return 1
     shown = json.dumps(value, ensure_ascii=False)
     if len(shown) > _SHOWN:
         shown = f"{shown[:_SHOWN]}… ({len(shown):,} characters)"
-    console.print(symbol(console, "ok"), Text(f"SUCCESS: {shown}"), soft_wrap=True)
+    console.print(symbol(console, "ok"), Text(visible(f"SUCCESS: {shown}")), soft_wrap=True)
     return 0

@@ -110,4 +110,9 @@ def _names(bridge: Bridge, queues: str | None) -> list[str] | None:
     names = [name.strip() for name in queues.split(",") if name.strip()]
     for name in names:
         bridge.check_queue(name)
-    return names or None
+    if not names:
+        raise CannotStart(
+            f"--queues {queues!r} names no queue",
+            "Is a variable not set? Name queues, or leave --queues out: all are consumed then.",
+        )
+    return names

@@ -40,6 +40,9 @@ def _is_error_type(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
+_LONGEST = 366 * 86400.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retry:
     """Try a failed task again, each time after a longer wait.
@@ -80,9 +83,9 @@ class Retry:
                 f"Retry(attempts={self.attempts}) would never run the task", "attempts counts the first run: 1 or more."
             )
         for name in ("wait_initial", "wait_max", "wait_jitter"):
-            _seconds(name, getattr(self, name))
+            _check_bounded(name, getattr(self, name))
         if self.timeout is not None:
-            _seconds("timeout", self.timeout)
+            _check_bounded("timeout", self.timeout)
         base: Any = self.wait_exp_base
         if isinstance(base, bool) or not isinstance(base, int | float) or not 0 < base < math.inf:
             raise ConfigurationError(f"Retry(wait_exp_base={base!r}) is not a positive number", "2 doubles each wait.")
@@ -193,9 +196,17 @@ class Retry:
         return min(wait + jitter, self._bound)
 
 
+def _check_bounded(name: str, value: Any) -> None:
+    if _seconds(name, value) > _LONGEST:
+        raise ConfigurationError(f"Retry({name}={value!r}) is more than a year", "Give fewer seconds.")
+
+
 # tenacity's strategies may go on for ever; nobody reads a longer list
 _PREVIEW = 100
 _DRAWS = 8
+
+
+_LONGEST = 366 * 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)

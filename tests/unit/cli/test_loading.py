@@ -63,6 +63,11 @@ def test_attributes_may_be_dotted(module: Write) -> None:
         (f"{ONE}app = 3\n", "wrongname:app", "Name the Bridge itself"),
         (ONE, "wrongnme", "Did you mean 'wrongname'?"),
         (ONE, "./wrongname.py", "-A wrongname:bridge"),
+        (ONE, "", "'' names no module"),
+        (ONE, ":queue_bridge", "names no module"),
+        (ONE, ".wrongname", "Write its full name"),
+        (ONE, "wrongname.", "names no module"),
+        ("import sys\nsys.exit(0)\n", "wrongname", "importing wrongname ended with SystemExit(0)"),
         (ONE, "wrongname.inner", "no module 'wrongname.inner'"),
     ],
 )

@@ -15,7 +15,8 @@ from rich.console import Console
 from qbridge import __version__
 from qbridge.cli import program
 from qbridge.cli.complaints import CannotStart, Complaint, complaint_about
-from qbridge.cli.screen import SYMBOLS, symbol
+from qbridge.cli.screen import SYMBOLS, symbol, visible
+from qbridge.cli.watch import _ending
 from qbridge.exceptions import BrokerUnavailable, UnknownQueueError
 
 
@@ -84,3 +85,20 @@ def test_a_complaint_shows_details_first(capsys: pytest.CaptureFixture[str]) -> 
     """So that the message is the last thing on the screen; markup in it is text."""
     Complaint("it [bold]broke[/bold]", "Mend it.", details="Traceback …").show()
     assert capsys.readouterr().err == "Traceback …\n✗ it [bold]broke[/bold].\n  Mend it.\n"
+
+
+def test_texts_of_others_do_not_command_the_terminal() -> None:
+    """Escape sequences, a change of direction and what cannot be encoded are shown as what they are."""
+    assert visible("\x1b[31mred\x07\x9b1m\u202e\udce9\r\x00") == r"\x1b[31mred\x07\x9b1m\u202e\udce9\r\x00"
+    assert visible("Zeile\n\tzwei: é 中 😀") == "Zeile\n\tzwei: é 中 😀"
+    console = Console(file=io.StringIO(), force_terminal=True)
+    _ending(console, _Failed())  # type: ignore[arg-type]
+    assert "\x1b]0" not in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "FAILURE: ValueError: \\x1b]0;title" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class _Failed:
+    """A result, as far as the end of ``watch`` looks at it."""
+
+    def get(self) -> None:
+        raise ValueError("\x1b]0;title")

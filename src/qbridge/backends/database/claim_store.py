@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from qbridge.backends.claims import ANYBODY, REVOKED_FOR, Claim, Kind, Wanted
 from qbridge.backends.database.quiet import inside_sqlite
-from qbridge.backends.database.tables import statements_for
+from qbridge.backends.database.tables import ID, statements_for
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["DatabaseClaims", "claim_table"]
@@ -31,7 +31,7 @@ def claim_table(schema: str | None = None) -> sa.Table:
         "qbridge_claim",
         sa.MetaData(),
         sa.Column("kind", sa.String(10), primary_key=True),
-        sa.Column("key", sa.String(155), primary_key=True),
+        sa.Column("key", ID, primary_key=True),
         sa.Column("holder", sa.String(155), nullable=False),
         sa.Column("token", sa.BigInteger, nullable=False),
         sa.Column("since", sa.BigInteger, nullable=False),

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable
 
-__all__ = ["EXTENDED", "Layout", "ResultTables", "absent", "missing_tables", "room_of", "statements_for"]
+__all__ = ["EXTENDED", "ID", "Layout", "ResultTables", "absent", "missing_tables", "room_of", "statements_for"]
 
 _PLAIN = ("task_id", "status", "result", "date_done", "traceback", "children")
 EXTENDED = ("name", "args", "kwargs", "worker", "retries", "queue", "stamps")
@@ -28,7 +28,7 @@ _MYSQLS = ("mysql", "mariadb")
 _BYTES = sa.LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQLS)
 _TEXT = sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), *_MYSQLS)
 # Elsewhere "a" and "A" are two ids anyway.
-_ID = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), *_MYSQLS)
+ID = sa.String(155).with_variant(mysql.VARCHAR(155, charset="utf8mb4", collation="utf8mb4_bin"), *_MYSQLS)
 _ROOM: dict[type, int] = {
     mysql.TINYBLOB: 255, mysql.TINYTEXT: 255, sa.BLOB: 65_535, mysql.TEXT: 65_535, mysql.MEDIUMBLOB: 16_777_215,
     mysql.MEDIUMTEXT: 16_777_215,
@@ -59,7 +59,7 @@ class ResultTables:
                 primary_key=True,
                 autoincrement=True,
             ),
-            sa.Column("task_id", _ID, unique=True),
+            sa.Column("task_id", ID, unique=True),
             sa.Column("status", sa.String(50)),
             sa.Column("result", _BYTES, nullable=True),
             sa.Column("date_done", sa.DateTime, nullable=True, index=True),
@@ -86,7 +86,7 @@ class ResultTables:
                 primary_key=True,
                 autoincrement=True,
             ),
-            sa.Column("taskset_id", _ID, unique=True),
+            sa.Column("taskset_id", ID, unique=True),
             sa.Column("result", _BYTES, nullable=True),
             sa.Column("date_done", sa.DateTime, nullable=True, index=True),
             schema=schema,
