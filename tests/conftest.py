@@ -28,6 +28,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What a test has printed goes from process to process as UTF-8, which has no lone surrogates."""
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode("utf-8")) for name, text in report.sections
+    ]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def celery_is_left_as_it_was_found() -> Iterator[None]:
     """No module leaves something in what Celery keeps for the whole process: the next one would fail of it.

@@ -49,6 +49,7 @@ def app(url: str) -> Iterator[celery.Celery]:
     app = make_app(url)
     with closing(app.backend):
         yield app
+        acted()
 
 
 @pytest.fixture
@@ -60,7 +61,18 @@ def hub(app: celery.Celery) -> Iterator[ResultHub]:
 
 def later(seconds: float, act: Any, *args: Any) -> None:
     """Act in another thread, some time from now."""
-    threading.Timer(seconds, act, args).start()
+    timer = threading.Timer(seconds, act, args)
+    _acting.append(timer)
+    timer.start()
+
+
+_acting: list[threading.Timer] = []
+
+
+def acted() -> None:
+    """Wait for those: one that still stores when its test is over would fail in the next."""
+    while _acting:
+        _acting.pop().join(10)
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by plain Celery

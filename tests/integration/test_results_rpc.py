@@ -46,6 +46,7 @@ def app(url: str) -> Iterator[BridgeCelery]:
     """The sender's app."""
     app = make_app(url)
     yield app
+    acted()
     app.backend.close()
     app.close()
 
@@ -56,6 +57,7 @@ def worker(url: str) -> Iterator[BridgeCelery]:
     worker = make_app(url)
     worker.confirm_timeout = 5.0
     yield worker
+    acted()
     worker.close()
 
 
@@ -81,7 +83,18 @@ def answer(worker: BridgeCelery, app: BridgeCelery, task_id: str, value: Any, st
 
 def later(seconds: float, act: Any, *args: Any) -> None:
     """Act in another thread, some time from now."""
-    threading.Timer(seconds, act, args).start()
+    timer = threading.Timer(seconds, act, args)
+    _acting.append(timer)
+    timer.start()
+
+
+_acting: list[threading.Timer] = []
+
+
+def acted() -> None:
+    """Wait for those: one that still stores when its test is over would fail in the next."""
+    while _acting:
+        _acting.pop().join(10)
 
 
 def test_the_hub_returns_what_comes(app: BridgeCelery, worker: BridgeCelery, hub: ResultHub) -> None:

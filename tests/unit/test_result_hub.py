@@ -48,6 +48,7 @@ def hub(app: celery.Celery) -> Iterator[ResultHub]:
     """A hub, closed at the end."""
     hub = ResultHub(app)
     yield hub
+    acted()
     hub.close()
 
 
@@ -99,7 +100,18 @@ def success(value: Any) -> dict[str, Any]:
 
 def later(seconds: float, act: Any, *args: Any) -> None:
     """Act in another thread, some time from now."""
-    threading.Timer(seconds, act, args).start()
+    timer = threading.Timer(seconds, act, args)
+    _acting.append(timer)
+    timer.start()
+
+
+_acting: list[threading.Timer] = []
+
+
+def acted() -> None:
+    """Wait for those: one that still stores when its test is over would fail in the next."""
+    while _acting:
+        _acting.pop().join(10)
 
 
 def test_a_result_that_is_there_is_returned_at_once(app: celery.Celery, hub: ResultHub) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["ChildProcess", "free_ports", "private_folder", "remove_folder"]
 #: Below the range that Linux and macOS give to outgoing connections, so that a client does not take the port of a
 #: server that is being restarted.
 _PORTS = range(15000, 32000)
+
+_STOPS = 5.0  # seconds that a SIGSTOP may take to reach every thread
 
 
 def free_ports(count: int) -> list[int]:
@@ -107,6 +110,15 @@ def remove_folder(folder: Path) -> None:
     _guardian.tell("forget-folder", folder)
 
 
+def _has_stopped(pid: int) -> bool:
+    """Whether every thread of a process stands still, or is gone; True where the system does not tell."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError, IndexError):  # gone meanwhile
+            if thread.read_text().rsplit(")", 1)[1].split()[0] not in "TtZX":
+                return False
+    return True
+
+
 class ChildProcess:
     """One running process with its output in a file, known to the guardian.
 
@@ -164,6 +176,10 @@ class ChildProcess:
         """SIGSTOP to it and all its descendants: connections stay open and nobody answers."""
         guardian.signal_tree(self.pid, signal.SIGSTOP)
         self._frozen = True
+        # the threads of a process stop one after the other, and one that has not may still answer
+        end = time.monotonic() + _STOPS
+        while not all(map(_has_stopped, guardian.tree(self.pid))) and time.monotonic() < end:
+            time.sleep(0.002)
 
     def thaw(self) -> None:
         """SIGCONT to it and all its descendants."""
