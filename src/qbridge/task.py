@@ -196,8 +196,9 @@ class Task(Generic[P, R_co]):
         """Declare how calls of an older version are read: ``@render.upcast(1)``.
 
         The function has the parameters that the task had then, and returns ``render.item(...)``: a call as it is now.
-        A worker calls it with what such a message holds, in each attempt, before the task. It gets no context, and the
-        options of the item do not count. What it raises is the failure of the attempt.
+        A worker calls it with what such a message holds, before the task: in each attempt, and where a ``Retry`` with
+        ``where="worker"`` tries again in the slot, until it has returned. It gets no context, and the options of the
+        item do not count. What it raises is the failure of the attempt.
 
         Args:
             version: of the calls that it takes; below the current one.

@@ -13,6 +13,7 @@ from typing import Any
 import celery
 import pytest
 import redis
+from tests.timers import acted, later
 
 from qbridge.backends.redis.results_backend import RedisBackend, SentinelBackend
 from qbridge.exceptions import ResultsUnavailable, ResultTimeout
@@ -57,22 +58,6 @@ def hub(app: celery.Celery) -> Iterator[ResultHub]:
     """A hub, closed at the end."""
     with closing(ResultHub(app)) as hub:
         yield hub
-
-
-def later(seconds: float, act: Any, *args: Any) -> None:
-    """Act in another thread, some time from now."""
-    timer = threading.Timer(seconds, act, args)
-    _acting.append(timer)
-    timer.start()
-
-
-_acting: list[threading.Timer] = []
-
-
-def acted() -> None:
-    """Wait for those: one that still stores when its test is over would fail in the next."""
-    while _acting:
-        _acting.pop().join(10)
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by plain Celery

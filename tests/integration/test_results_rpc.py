@@ -16,6 +16,7 @@ import celery
 import pytest
 from celery.app.task import Context
 from kombu.exceptions import OperationalError
+from tests.timers import acted, later
 
 from qbridge.backends.deadline import deadline
 from qbridge.backends.rpc.backend import RPCBackend
@@ -79,22 +80,6 @@ def answer(worker: BridgeCelery, app: BridgeCelery, task_id: str, value: Any, st
     """Do what a worker does when a task has ended."""
     request = Context(id=task_id, reply_to=app.thread_oid, correlation_id=task_id)
     worker.backend.store_result(task_id, value, state, request=request)
-
-
-def later(seconds: float, act: Any, *args: Any) -> None:
-    """Act in another thread, some time from now."""
-    timer = threading.Timer(seconds, act, args)
-    _acting.append(timer)
-    timer.start()
-
-
-_acting: list[threading.Timer] = []
-
-
-def acted() -> None:
-    """Wait for those: one that still stores when its test is over would fail in the next."""
-    while _acting:
-        _acting.pop().join(10)
 
 
 def test_the_hub_returns_what_comes(app: BridgeCelery, worker: BridgeCelery, hub: ResultHub) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import celery
 import pytest
+from tests.timers import acted, later
 
 from qbridge.exceptions import PayloadError, ResultsUnavailable, ResultTimeout, ResultUnknown
 from qbridge.result_hub import ResultHub
@@ -96,22 +97,6 @@ def fake() -> Iterator[tuple[Misbehaving, ResultHub]]:
 def success(value: Any) -> dict[str, Any]:
     """The meta of a task that ended well."""
     return {"status": "SUCCESS", "result": value, "result_json": value}
-
-
-def later(seconds: float, act: Any, *args: Any) -> None:
-    """Act in another thread, some time from now."""
-    timer = threading.Timer(seconds, act, args)
-    _acting.append(timer)
-    timer.start()
-
-
-_acting: list[threading.Timer] = []
-
-
-def acted() -> None:
-    """Wait for those: one that still stores when its test is over would fail in the next."""
-    while _acting:
-        _acting.pop().join(10)
 
 
 def test_a_result_that_is_there_is_returned_at_once(app: celery.Celery, hub: ResultHub) -> None:
