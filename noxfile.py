@@ -145,8 +145,9 @@ def _pytest(
 # Tests wait for processes and servers more than they compute: four run at a time on two cores, each process with
 # servers of its own. Where a file shares a server's state or a worker among its tests, the file stays together.
 _BESIDE = ("-n", "4")
+# Three for the tests of single services, whose faults have deadlines: with four they were late now and then.
 # xdist would begin with the files that have most tests; those that take longest have few.
-_FILES_BESIDE = (*_BESIDE, "--dist=loadfile", "--no-loadscope-reorder")
+_FILES_BESIDE = ("-n", "3", "--dist=loadfile", "--no-loadscope-reorder")
 # What computes: the starts of programs, in the acceptance tests, are nothing else.
 _COMPUTING = ("-n", "2")
 _COMPUTING_BESIDE = (*_COMPUTING, "--dist=loadfile")
