@@ -175,9 +175,9 @@ def test_far_off_tasks_wait_on_the_server_and_hold_nobody_up(contract: Contract,
     contract.tasks.jot.using(queue=QUEUE, countdown=3600).send_many([(str(path),)] * 5000)
     contract.tasks.jot.using(queue=QUEUE).send_many([(str(path),)] * 100)
     with rescuer(contract), qbridge_redis.client(contract.bridge.config.broker.celery_url()) as client:
-        began = time.process_time()  # of the worker's threads: how long others keep the processor is not its doing
+        began = time.monotonic()
         wait_until(lambda: len(runs(path)) == 100, 20, what="the immediate ones")
-        assert time.process_time() - began < 5
+        assert time.monotonic() - began < 5
         wait_until(lambda: client.hlen("unacked") == 0, 5, what="the acknowledgements")
         assert 5000 == client.zcard("qbridge.schedule")
     contract.purge(QUEUE)

@@ -181,7 +181,7 @@ class _Watched:
             pulse: the worker's.
             passed: seconds since the last look.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every sickness below says its own
 
     def reconnect(self) -> bool:
         """Break the worker's connection; False where that would not help."""
