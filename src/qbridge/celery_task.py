@@ -72,50 +72,51 @@ class TypedTask(CeleryTask):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Decode the arguments, call the function, encode what it returns."""
         definition = self.definition
-        if self.request.called_directly:
+        request = self.request  # Celery looks for it on a stack at each mention
+        if request.called_directly:
             return definition.function(*args, **kwargs)
-        standing = Standing(self, self.request)
+        standing = Standing(self, request)
         standing.begin()
         began = time.time()
         try:
-            with limited(deadline_of(self.request.headers)):
-                value = self._tried(args, kwargs, began, standing)
+            with limited(deadline_of(request.headers)):
+                value = self._tried(request, args, kwargs, began, standing)
         except AskedAgain as asked:
             standing.end()
-            self._try_again(asked.error, asked.wait, History.of(self.request, began))
+            self._try_again(asked.error, asked.wait, History.of(request, began))
         except (CeleryRetry, Ignore, Reject):
             standing.end()
             raise
         except Exception as error:
             standing.end()
-            if isinstance(error, TaskRevoked) and error.task_id == self.request.id:
+            if isinstance(error, TaskRevoked) and error.task_id == request.id:
                 self._end_revoked(error)
             self._retry_if_due(error, began)
             raise
         except BaseException as error:
-            if self.request.is_eager or _ends_the_process(error):
+            if request.is_eager or _ends_the_process(error):
                 raise
             standing.end()
             text = "".join(traceback.format_exception(error))
-            raise TaskFailed(type(error).__qualname__, error_text(error), text, str(self.request.id)) from error
+            raise TaskFailed(type(error).__qualname__, error_text(error), text, str(request.id)) from error
         standing.end()
         encoded = definition.signature.encode_result(value)
         self._refuse_large(encoded)
         return encoded
 
-    def _decoded(self, args: Any, kwargs: Any) -> tuple[list[Any], Mapping[str, Any]]:
+    def _decoded(self, request: Any, args: Any, kwargs: Any) -> tuple[list[Any], Mapping[str, Any]]:
         """Read the arguments, by the signature of then where the message is of an older version."""
         try:
-            return decode_received(self.definition, self.request.headers, args, kwargs)
+            return decode_received(self.definition, request.headers, args, kwargs)
         except (ArgumentsError, PayloadError) as error:
-            give_up(error, "invalid", self.request, (self.request.retries or 0) + 1)
+            give_up(error, "invalid", request, (request.retries or 0) + 1)
             raise
 
-    def _tried(self, args: Any, kwargs: Any, began: float, standing: Standing) -> Any:
+    def _tried(self, request: Any, args: Any, kwargs: Any, began: float, standing: Standing) -> Any:
         """Read the arguments and call the function; each again in this slot, if the policy says ``where="worker"``."""
-        function, request = self.definition.function, self.request
+        function = self.definition.function
         in_slot = self.policy is not None and self.policy.where == "worker"
-        decode = partial(self._decoded, args, kwargs)
+        decode = partial(self._decoded, request, args, kwargs)
         # an upcaster may raise what the policy covers, and may block: in the slot, never on the loop
         given, named = self._again_in_the_slot(decode, request, began) if in_slot else decode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -259,3 +260,46 @@ def test_the_classes_follow_the_scheme() -> None:
         assert kind is type(backend)
         assert isinstance(backend, celery.backends.redis.RedisBackend)
         assert 30.0 == backend.retry_policy["timeout"]
+
+
+def test_an_account_without_scripts_stores_results(url: str) -> None:
+    """The first state of a task takes a script, others plain commands; an account for those alone has all of them."""
+    with RedisServer.at(url).client() as client:
+        client.execute_command("ACL", "SETUSER", "plain", "reset", "on", ">pw", "~*", "&*", "+@all", "-@scripting")
+        try:
+            app = make_app(url.replace("redis://", "redis://plain:pw@"))
+            with closing(app.backend):
+                for _ in range(2):
+                    app.backend.store_result("a", 1, "SUCCESS")
+                    app.backend.store_result("b", ValueError("no"), "FAILURE")
+                assert app.backend.get_state("a") == "SUCCESS"
+                assert app.backend.get_state("b") == "FAILURE"
+        finally:
+            client.execute_command("ACL", "DELUSER", "plain")
+
+
+def test_states_replace_one_another_but_never_a_success(url: str) -> None:
+    """As in Celery, whichever of them comes first; each is announced, and kept as long as its kind is."""
+    backend = make_app(url, result_failure_expires=100).backend
+    with closing(backend), RedisServer.at(url).client() as client:
+        heard = client.pubsub()
+        heard.subscribe("celery-task-meta-x", "celery-task-meta-y")
+        wait_until(lambda: len(client.pubsub_channels("celery-task-meta-*")) == 2, 5, what="the subscription")
+        backend.store_result("x", ValueError("no"), "FAILURE")
+        assert 90 <= client.ttl("celery-task-meta-x") <= 100
+        backend.store_result("x", 1, "SUCCESS")
+        assert client.ttl("celery-task-meta-x") > 1000
+        backend.store_result("x", ValueError("no"), "FAILURE")
+        assert backend.get_state("x") == "SUCCESS"
+        backend.store_result("y", None, "STARTED")
+        states: list[str] = []
+
+        def told() -> bool:
+            message = heard.get_message(ignore_subscribe_messages=True)
+            if message is not None:
+                states.append(json.loads(message["data"])["status"])
+            return len(states) == 3
+
+        wait_until(told, 5, what="three announcements")
+        assert states == ["FAILURE", "SUCCESS", "STARTED"]
+        assert heard.get_message(ignore_subscribe_messages=True, timeout=0.2) is None

@@ -37,6 +37,8 @@ _KEY_TYPES = frozenset(
 )
 # What is known to cross is not compiled to find out: that would be most of the time that declaring a task takes.
 _CROSS = (str, int, float, bool, bytes, None, type(None), Any)
+# Values of exactly these types are what they are declared as, and their own JSON form.
+_PLAIN: Mapping[Any, type] = {str: str, int: int, float: float, bool: bool, None: type(None), type(None): type(None)}
 _OPAQUE_KEYS = frozenset({"default", "expected", "metadata", "cls", "members"})
 
 
@@ -147,6 +149,12 @@ class Fields:
         self._names = {key: name for name, key in self._keys.items()}
         for name, annotation in annotations.items():
             _refuse_what_cannot_cross(owner, name, annotation)
+        self._plain = {
+            name: _PLAIN[annotation]
+            for name, annotation in annotations.items()
+            if isinstance(annotation, type | None) and annotation in _PLAIN
+        }
+        self._required = frozenset(annotations) - optional
         definitions: dict[str, Any] = {
             self._keys[name]: (annotation, None if name in optional else ...)
             for name, annotation in annotations.items()
@@ -180,6 +188,8 @@ class Fields:
             ValidationError: pydantic's.
             PydanticSerializationError, ValueError: if a value has no JSON form after all.
         """
+        if self._are_plain(values):
+            return dict(values), dict(values)
         model = self._validated(values, strict)
         present = None if len(values) == len(self.names) else {self._keys[name] for name in values}
         # round_trip leaves computed fields out: a model that forbids extra fields could not read them back
@@ -187,6 +197,15 @@ class Fields:
             model, mode="json", by_alias=False, round_trip=True, warnings="error", include=present
         )
         return self._named(model), {self._names[key]: value for key, value in dumped.items()}
+
+    def _are_plain(self, values: Mapping[str, Any]) -> bool:
+        """Tell whether there is nothing to validate: most calls are a few numbers and texts, of the declared types."""
+        for name, value in values.items():
+            kind = value.__class__
+            # other text may have half of a surrogate pair, which is not Unicode
+            if self._plain.get(name) is not kind or (kind is str and not value.isascii()):
+                return False
+        return self._required <= values.keys()
 
     def _validated(self, values: Mapping[str, Any], strict: bool) -> Any:
         keyed = {self._keys[name]: value for name, value in values.items()}
@@ -198,6 +217,8 @@ class Fields:
         Raises:
             ValidationError: pydantic's.
         """
+        if self._are_plain(values):
+            return dict(values)
         data = wire_json({self._keys[name]: value for name, value in values.items()})
         return self._named(self._validator.validate_json(data, strict=strict, by_alias=True, by_name=True))
 

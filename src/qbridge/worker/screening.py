@@ -14,7 +14,7 @@ __all__ = ["fault_of"]
 
 
 def _text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+    return isinstance(value, str)
 
 
 def _name(value: Any) -> bool:
@@ -22,15 +22,15 @@ def _name(value: Any) -> bool:
 
 
 def _moment(value: Any) -> bool:
-    return value is None or isinstance(value, str | datetime)
+    return isinstance(value, str | datetime)
 
 
 def _count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _limits(value: Any) -> bool:
-    return value is None or (
+    return (
         isinstance(value, list | tuple)
         and len(value) == 2
         and all(
@@ -40,11 +40,11 @@ def _limits(value: Any) -> bool:
 
 
 def _names(value: Any) -> bool:
-    return value is None or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value))
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _mapping(value: Any) -> bool:
-    return value is None or isinstance(value, Mapping)
+    return isinstance(value, Mapping)
 
 
 _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -73,6 +73,9 @@ def fault_of(headers: Mapping[str, Any]) -> str | None:
         headers: of protocol 2; of protocol 1, where the body is one mapping, the body.
     """
     for name, (fits, shape) in _SHAPES.items():
-        if not fits(headers.get(name)):
+        value = headers.get(name)
+        if value is None and fits is not _name:
+            continue  # most are, and all others may be
+        if not fits(value):
             return f"its {name} is not {shape}" if name in headers else f"it has no {name}"
     return None

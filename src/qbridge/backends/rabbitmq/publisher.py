@@ -9,7 +9,11 @@ settles all up to the tag; an unroutable ``mandatory`` message is returned befor
 
 from __future__ import annotations
 
+import _socket
+import socket
+import ssl
 import time
+from functools import partial
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -19,6 +23,10 @@ from qbridge.backends.deadline import bounded
 from qbridge.serialization.limits import BoundedMessage
 
 __all__ = ["BoundedAMQPTransport", "ConfirmChannel", "NotConfirmed"]
+
+
+_READ_AHEAD = 8192  # octets: some ten small tasks; what is left over is copied at each read
+_FRAME_HEAD = 7
 
 
 class NotConfirmed(OperationalError):
@@ -39,24 +47,95 @@ class _Channel(pyamqp.Channel):
 
 
 class _BoundedConnection(pyamqp.Connection):
-    """py-amqp's connection; its reads end with the call's deadline (see ``backends.deadline``)."""
+    """py-amqp's connection; its reads and writes end with the call's deadline (see ``backends.deadline``).
+
+    It also takes what has come from the socket at once, and asks without switching the socket's mode. py-amqp reads
+    each frame's head, payload and last octet by themselves, and switches the mode before and after: about thirty
+    system calls for one task.
+    """
 
     Channel = _Channel
+    #: Whether an event loop watches the socket. What was read ahead is no longer in the socket, so the loop would not
+    #: wake for it: then only reads without waiting may, since who asks so reads on until nothing is left.
+    polled = False
+    #: Whether the socket takes flags: those of TLS, gevent and eventlet do not.
+    plain = False
+    _ahead = True
+
+    def connect(self, callback: Any = None) -> Any:
+        connected = super().connect(callback)
+        transport: Any = self.transport
+        sock = transport.sock
+        self.plain = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        receive = transport._quick_recv
+        # py-amqp keeps what was received and not yet asked for
+        transport._quick_recv = lambda size: receive(max(size, _READ_AHEAD) if self._ahead else size)
+        if self.plain:
+            transport._write = partial(_send, transport)
+        return connected
 
     def blocking_read(self, timeout: float | None = None) -> Any:
-        return super().blocking_read(bounded(timeout))
+        transport: Any = self.transport
+        if not _holds_frame(transport._read_buffer):
+            timeout = bounded(timeout)
+            self._ahead = timeout == 0 or not self.polled
+            if timeout != 0 or not self.plain:
+                return super().blocking_read(timeout)
+            _receive(transport)
+        handle: Any = self.on_inbound_frame
+        return handle(transport.read_frame())
+
+
+def _holds_frame(received: bytes) -> bool:
+    """Tell whether a whole frame was received: 7 octets, the last four of them its size, the payload, one more."""
+    return len(received) > _FRAME_HEAD and len(received) > _FRAME_HEAD + int.from_bytes(received[3:_FRAME_HEAD])
+
+
+def _receive(transport: Any) -> None:
+    """Take what has come until there is a whole frame; errors are those of py-amqp's own reading.
+
+    Raises:
+        TimeoutError: if there is none yet.
+        OSError: if the connection is lost.
+    """
+    while not _holds_frame(transport._read_buffer):
+        try:
+            received = transport.sock.recv(_READ_AHEAD, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise TimeoutError from None
+        except OSError:
+            transport.connected = False
+            raise
+        if not received:
+            transport.connected = False
+            raise OSError("Server unexpectedly closed connection")
+        transport._read_buffer += received
+
+
+def _send(transport: Any, frame: Any) -> None:
+    """Write what the socket takes at once, which is nearly always all; wait with the rest."""
+    sock = transport.sock
+    try:
+        sent = sock.send(frame, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        sent = 0
+    if sent < len(frame):
+        with transport.having_timeout(bounded(None)):
+            sock.sendall(frame[sent:])
 
 
 class BoundedAMQPTransport(pyamqp.Transport):
-    """kombu's pyamqp transport with bounded waits."""
+    """kombu's pyamqp transport with bounded waits; a connection knows that an event loop watches it."""
 
     Connection = _BoundedConnection
 
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        connection.polled = True
+        super().register_with_event_loop(connection, loop)
 
-class BoundedAMQPSSLTransport(pyamqp.SSLTransport):
+
+class BoundedAMQPSSLTransport(BoundedAMQPTransport, pyamqp.SSLTransport):
     """The same over TLS."""
-
-    Connection = _BoundedConnection
 
 
 class ConfirmChannel:
@@ -92,7 +171,9 @@ class ConfirmChannel:
         self._tags[_identity(message)] = tag
         try:
             # the name without underscore is replaced by py-amqp's own confirming version on some connections
-            self.channel._basic_publish(message, mandatory=True, timeout=bounded(None), **where)
+            # a plain connection bounds each write by itself
+            timeout = None if getattr(self.amqp, "plain", False) else bounded(None)
+            self.channel._basic_publish(message, mandatory=True, timeout=timeout, **where)
         except BaseException:
             # A part of a frame may have been written: whatever follows on this connection would be read as its rest.
             self.amqp.collect()

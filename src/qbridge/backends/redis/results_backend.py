@@ -11,9 +11,12 @@ from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend as CeleryRedisBackend
 from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
-from celery.states import SUCCESS
+from celery.exceptions import BackendStoreError
+from celery.states import FAILURE, SUCCESS
+from redis.exceptions import ResponseError
 
 from qbridge.backends.redis.claim_store import RedisClaims
+from qbridge.backends.redis.scripts import Script, is_forbidden
 from qbridge.backends.redis.watcher import RedisWatcher
 from qbridge.backends.storing import KeepsOutcomes
 from qbridge.backends.watching import Alarm
@@ -23,6 +26,15 @@ from qbridge.serialization.results import TypedResultMixin
 __all__ = ["RedisBackend", "SentinelBackend"]
 
 _LOOK_AGAIN = 1.0  # seconds
+
+STORE_FIRST = Script("""
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+return 1
+""")
+"""Key: of the task. Args: what is stored, seconds to keep it or 0. Answers 1 if nothing was there. Celery takes two
+round trips: it reads first, and decides by what it has read, which another worker may have replaced by then."""
 
 
 class ResultConsumer(CeleryResultConsumer):
@@ -71,6 +83,7 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.thread_safe = True
+        self._may_run_scripts = True
 
     @cached_property
     def retry_policy(self) -> Any:  # kombu's cached_property
@@ -97,14 +110,33 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        if self.lock is None:
-            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+        """Store a state as Celery does, never over a success; but the first one of a task in one step."""
         value, traceback = self.locked(task_id, state, result, traceback, request)
         meta = self._get_result_meta(result=value, state=state, traceback=traceback, request=request)
-        meta.update(task_id=str(task_id), children=None)
-        if not self._has_succeeded(task_id):
-            self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+        meta["task_id"] = str(task_id)
+        if self.lock is not None:
+            meta["children"] = None
+        key, encoded = self.get_key_for_task(task_id), self.encode(meta)
+        try:
+            if not self._is_first(key, encoded, state) and not self._has_succeeded(task_id):
+                self._set_with_state(key, encoded, state)
+        except BackendStoreError as error:
+            raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
+
+    def _is_first(self, key: Any, value: Any, state: str) -> bool:
+        """Store and announce what nothing was stored for before; False, and nothing is done, where there was."""
+        if not self._may_run_scripts or len(value) > self._MAX_STR_VALUE_SIZE:
+            return False
+        seconds = self.failure_expires if state == FAILURE else None
+        seconds = self.expires if seconds is None else seconds
+        try:
+            return bool(self.ensure(STORE_FIRST.run, (self.client, [key], [value, seconds or 0])))
+        except ResponseError as error:
+            if not is_forbidden(error):
+                raise
+            self._may_run_scripts = False  # an account for plain commands alone
+            return False
 
     def _has_succeeded(self, task_id: Any) -> bool:
         try:

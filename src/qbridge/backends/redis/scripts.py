@@ -17,12 +17,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 __all__ = [
     "CLAIM", "GIVE_BACK", "MOVE", "POSTPONE", "PURGE", "PUT", "RENEW", "SCHEDULE", "SETTLE", "SWEEP", "TRANSFER",
-    "Script",
+    "Script", "is_forbidden",
 ]  # fmt: skip
+
+# how Redis refuses a command within a script
+_FORBIDDEN_INSIDE = "executing the script can't run this command"
 
 
 class Script:
@@ -55,6 +58,11 @@ class Script:
             return client.execute_command(*self.command(keys, args))
         except NoScriptError:
             return client.execute_command(*self.command(keys, args, whole=True))
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Tell whether an account may not run a script, or one of its commands: then nothing was done."""
+    return isinstance(error, NoPermissionError) or _FORBIDDEN_INSIDE in str(error)
 
 
 _NOW = """

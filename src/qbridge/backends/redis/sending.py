@@ -11,7 +11,7 @@ from time import time
 from typing import Any
 
 from kombu.utils.json import dumps
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.redis import scripts
@@ -23,9 +23,6 @@ SOON = 0.005
 
 _LEFT = 3600.0
 """Seconds without one of our workers after which nobody is expected to look at the schedule any more."""
-
-# how Redis refuses a command within a script
-_FORBIDDEN_INSIDE = "executing the script can't run this command"
 
 # redis-py's; an answer, even a refusal, is another class
 _NO_ANSWER = ("ConnectionError", "TimeoutError")
@@ -72,7 +69,7 @@ class Sending:
         try:
             scripts.PUT.run(self._ours, keys, args)
         except ResponseError as error:
-            if not (isinstance(error, NoPermissionError) or _FORBIDDEN_INSIDE in str(error)):
+            if not scripts.is_forbidden(error):
                 raise
             # an account for sending alone: nothing was done, and the consumer finds the message when it looks
             super()._put(queue, message)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's

@@ -1,0 +1,79 @@
+"""What is read ahead on a connection to RabbitMQ is never left lying: real deliveries, beside waits and in a loop."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Queue
+from kombu.asynchronous import Hub, set_event_loop
+
+from qbridge.amqp import BridgeConnection
+from qbridge.backends.rabbitmq.publisher import _holds_frame
+from qbridge.testing.servers import RabbitMQServer
+
+N = 200
+
+
+@pytest.fixture
+def url(qbridge_rabbitmq: RabbitMQServer) -> Iterator[str]:
+    """An empty vhost."""
+    with qbridge_rabbitmq.heal().fresh() as fresh:
+        yield fresh
+
+
+def filled(url: str) -> Queue:
+    """A queue with N messages of different sizes, some larger than what is read at a time."""
+    queue = Queue("read", durable=True)
+    with BridgeConnection(url) as connection:
+        producer = connection.Producer()
+        for number in range(N):
+            producer.publish(
+                {"n": number, "fill": "x" * (number % 7) * 3000}, routing_key="read", declare=[queue], retry=True
+            )
+    return queue
+
+
+def test_deliveries_that_come_beside_an_answer_wake_the_loop(url: str) -> None:
+    """A declaration waits while a hundred deliveries come: they stay in the socket, where the event loop sees them."""
+    queue = filled(url)
+    got: list[int] = []
+    hub = Hub()
+    set_event_loop(hub)
+    try:
+        with BridgeConnection(url) as connection:
+            connection.register_with_event_loop(hub)
+            channel = connection.default_channel
+            with connection.Consumer([queue], callbacks=[lambda body, message: got.append(body["n"])], no_ack=True):
+                for number in range(20):
+                    channel.queue_declare(f"other-{number}", exclusive=True)
+                    amqp: Any = connection.connection
+                    assert not _holds_frame(amqp.transport._read_buffer), "no event loop would wake for it"
+                loop = hub.create_loop()
+                end = time.monotonic() + 20
+                while len(got) < N and time.monotonic() < end:
+                    next(loop)
+    finally:
+        set_event_loop(None)
+        hub.close()
+    assert got == list(range(N))
+
+
+def test_a_connection_that_nobody_watches_reads_all_that_it_was_sent(url: str) -> None:
+    """``drain_events`` gives one message at a time, from what was read ahead too: select on the socket would not."""
+    queue = filled(url)
+    got: list[int] = []
+    with (
+        BridgeConnection(url) as connection,
+        connection.Consumer([queue], callbacks=[lambda body, message: got.append(body["n"])], no_ack=True),
+    ):
+        for _ in range(N):
+            connection.drain_events(timeout=10)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0)
+        amqp: Any = connection.connection
+        assert select.select([amqp.sock], [], [], 0)[0] == []
+    assert got == list(range(N))
