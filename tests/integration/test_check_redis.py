@@ -254,3 +254,26 @@ def test_a_plain_result_on_a_frozen_server_is_given_up(url: str, qbridge_redis: 
     finally:
         qbridge_redis.heal()
         app.close()
+
+
+def test_keys_of_others_are_named_by_their_kind(url: str, qbridge_redis: RedisServer) -> None:
+    """A cache in the same database is a warning; queues, results and what Celery keeps beside them are not."""
+    with qbridge_redis.client(url) as client:
+        client.rpush("any-queue", "x")
+        client.set("celery-task-meta-1", "x")
+        client.sadd("_kombu.binding.celery", "x")
+        client.hset("unacked", "x", "x")
+        client.hset("qbridge.claims", "x", "x")
+        for room in (RedisBroker.from_url(url), RedisResults.from_url(url)):
+            assert not any(code.endswith(".shared") for code in look(room))
+        client.set("session:8d9f-secret-of-somebody", "x")
+        for number in range(3000):
+            client.rpush(f"queue-{number}", "x")
+        client.zadd("ranking", {"x": 1})
+        found = [look(RedisBroker.from_url(url))["broker.shared"], look(RedisResults.from_url(url))["results.shared"]]
+        for finding in found:
+            assert "warning" == finding.level
+            assert "secret-of-somebody" not in finding.what
+            assert "'session…'" in finding.what or "'ranking…'" in finding.what
+        prefixed = RedisResults.from_url(url).model_copy(update={"key_prefix": "app:"})
+        assert "results.shared" not in look(prefixed)

@@ -25,6 +25,7 @@ from qbridge.serialization.refused import MessageRefused
 from qbridge.task import TaskDefinition
 from qbridge.versions import newer, version_in
 from qbridge.worker.claims import Claims
+from qbridge.worker.cleanup import Cleanup
 from qbridge.worker.dead_letters import DeadLetters
 from qbridge.worker.delays import Delays
 from qbridge.worker.loops import green_loop
@@ -114,6 +115,7 @@ class BridgeConsumer(Consumer):
         app: Any = self.app
         self.revocations: Revocations = Revocations(app.backend.expires)
         self._claims = Claims(self)
+        self._cleanup = Cleanup(app)
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
         self._lost_at = float("-inf")
@@ -130,11 +132,13 @@ class BridgeConsumer(Consumer):
     def stop(self) -> None:
         """Stop consuming."""
         self._claims.stop()
+        self._cleanup.stop()
         super().stop()
 
     def shutdown(self) -> None:
         """Stop for good."""
         self._claims.stop()
+        self._cleanup.stop()
         super().shutdown()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
@@ -224,6 +228,7 @@ class BridgeConsumer(Consumer):
         app: Any = self.app
         lock, max_bytes = app.lock, app.max_payload_bytes
         self._claims.start()
+        self._cleanup.start()
         connection_errors = tuple(
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )

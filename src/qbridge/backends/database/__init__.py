@@ -62,6 +62,8 @@ class DatabaseResults(ResultBackend, frozen=True):
         statement_timeout: seconds that one statement may take; None: the server is not told (PgBouncer refuses to
             pass it on), and the client gives up after 10.
         lock_timeout: seconds that it may wait for a lock; None: the server is not told.
+        cleanup_interval: seconds between two removals of expired results by each worker, which needs no beat; None:
+            workers remove none. Times are spread by chance.
         poll_min: seconds between the first looks at a result that is waited for.
         poll_max: seconds between the later ones; the interval grows from one to the other.
     """
@@ -80,6 +82,7 @@ class DatabaseResults(ResultBackend, frozen=True):
     connect_timeout: Seconds = 5.0
     statement_timeout: Seconds | None = 10.0
     lock_timeout: Seconds | None = 5.0
+    cleanup_interval: Seconds | None = 3600.0
     poll_min: Seconds = 0.001
     poll_max: Seconds = 0.025
 
@@ -102,6 +105,7 @@ class DatabaseResults(ResultBackend, frozen=True):
             connect_timeout: float | timedelta = 5.0,
             statement_timeout: float | timedelta | None = 10.0,
             lock_timeout: float | timedelta | None = 5.0,
+            cleanup_interval: float | timedelta | None = 3600.0,
             poll_min: float | timedelta = 0.001,
             poll_max: float | timedelta = 0.025,
         ) -> None: ...
@@ -182,6 +186,7 @@ class DatabaseResults(ResultBackend, frozen=True):
             "result_backend_transport_options": {
                 "connect_timeout": self.connect_timeout,
                 "operation_timeout": self.operation_timeout,
+                "cleanup_interval": self.cleanup_interval,
             },
             "result_backend_always_retry": True,
             "result_backend_max_retries": 3,

@@ -62,8 +62,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
     """Celery's database results on a pooled engine, without pickles, and without a table ever being altered.
 
     The tables are Celery's own and are made at first use if ``database_create_tables_at_setup`` is true; with False
-    they must be there. ``result_backend_transport_options`` may hold ``connect_timeout`` and ``operation_timeout``,
-    in seconds.
+    they must be there. ``result_backend_transport_options`` may hold ``connect_timeout``, ``operation_timeout`` and
+    ``cleanup_interval``, in seconds.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
             callback = symbol_by_name(callback)
         options = conf.result_backend_transport_options or {}
         self.operation_timeout: float = float(options.get("operation_timeout", 10.0))
+        #: Seconds between two removals of expired results by a worker; None: somebody else's business.
+        self.cleanup_interval: float | None = options.get("cleanup_interval")
         self._pooled = PooledEngine(
             self.url,
             self.engine_options,

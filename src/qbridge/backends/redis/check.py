@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from qbridge.backends.base import Finding
 from qbridge.backends.network import reach, redact
 from qbridge.backends.redis.explain import Part, explain, secrets_of, who
+from qbridge.backends.redis.neighbours import shared
 from qbridge.backends.urls import Address
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ class _Visit:
             client.ping()
             yield from self._inspect(client, master)
             yield from self._permissions(client)
+            if not self.server.key_prefix:  # it was thought of
+                yield from shared(client, self.part, self.server.db)
         finally:
             with suppress(Exception):
                 client.close()
