@@ -215,6 +215,9 @@ class Bridge(Declares):
         Raises:
             ArgumentsError, PayloadError, UnknownQueueError, BrokerUnavailable: as :meth:`Task.delay`.
         """
+        given: object = name
+        if not isinstance(given, str) or not given:
+            raise ConfigurationError(f"{given!r} is not a task's name", "Give the text under which workers know it.")
         known = self._tasks.get(name)
         definition = known.definition if known is not None else self._somebody_elses(name)
         call = Call(definition.signature.encode_call(tuple(args), dict(kwargs or {})))

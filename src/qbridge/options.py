@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -167,6 +168,7 @@ def _checked_task_options(options: TaskOptions) -> TaskOptions:
     for name in ("results", "strict"):
         if not isinstance(checked.get(name, True), bool):
             raise ConfigurationError(f"{name}={checked[name]!r} is not a switch", "Give True or False.")
+    _check_queue(checked)
     _check_version(checked.get("version", 1))
     _check_unique(checked)
     if not isinstance(checked.get("retry"), Retry | None):
@@ -219,6 +221,7 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
             f"task_id={_excerpt(checked['task_id'])} is not an id",
             "Give a text of 1 to 155 characters without control characters, surrogates and blanks at its ends.",
         )
+    _check_queue(checked)
     key = checked.get("idempotency_key", "a")
     if not isinstance(key, str) or not key:
         raise ConfigurationError(f"idempotency_key={key!r} is no key", "Give a text that is not empty.")
@@ -233,6 +236,12 @@ def checked_send_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if "headers" in checked:
         checked["headers"] = _own_headers(checked["headers"])
     return checked
+
+
+def _check_queue(checked: Mapping[str, Any]) -> None:
+    queue = checked.get("queue")
+    if queue is not None and (not isinstance(queue, str) or not queue):
+        raise ConfigurationError(f"queue={_excerpt(queue)} is not a queue's name", "Give the name of a declared queue.")
 
 
 def _excerpt(value: Any) -> str:
@@ -253,4 +262,11 @@ def _own_headers(headers: Any) -> dict[str, Any]:
                 f"the header {name!r} would be taken for one of qbridge's own",
                 "Give yours another name, such as 'x-tenant'; for a deadline there is using(deadline=...).",
             )
+        try:
+            json.dumps(headers[name], ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise ConfigurationError(
+                f"the header {name!r} is a {type(headers[name]).__name__} without a JSON form",
+                "Give text, numbers, lists and mappings; the worker reads what JSON says.",
+            ) from None
     return dict(headers)

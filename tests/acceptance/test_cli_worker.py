@@ -69,6 +69,7 @@ def test_options_choose_the_pool_and_the_queues(folder: Folder) -> None:
         (("-A", "shop.py"), "-A shop:bridge"),
         (("-A", "wrong"), "did you mean 'broker'"),
         (("-A", "shop", "-P", "solo", "-c", "2"), "one task at a time"),
+        (("-A", "shop", "-n", "%z x"), "%h is the host's name"),
         ((), "Missing option '-A'"),
     ],
 )

@@ -315,7 +315,12 @@ def test_time_limits_and_expiry_may_be_timedeltas(bridge: Bridge) -> None:
     assert (behind.time_limit, behind.soft_time_limit, behind.expires) == (60.0, 50.0, 3600.0)
 
 
-@pytest.mark.parametrize("wrong", [3, {"id": "x"}, {"task": "x"}, {"eta": "x"}, {1: "x"}])
+NO_HEADERS = [
+    3, {"id": "x"}, {"task": "x"}, {"eta": "x"}, {1: "x"}, {"x": object()}, {"x": b"a"}, {"x": "\ud800"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", NO_HEADERS)
 def test_headers_that_are_none_or_not_the_senders_are_refused(bridge: Bridge, wrong: Any) -> None:
     """They would overwrite the protocol's own, the task's id among them."""
 
@@ -339,5 +344,19 @@ def test_times_without_an_end_are_refused(bridge: Bridge, endless: float) -> Non
 
 def test_a_task_without_a_name_cannot_be_sent(bridge: Bridge) -> None:
     """It went out under a name of ours."""
-    with pytest.raises(ConfigurationError, match="name"):
-        bridge.send("")
+    for name in ("", None, 5):
+        with pytest.raises(ConfigurationError, match="name"):
+            bridge.send(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["", 5, ["a"]])
+def test_what_is_no_name_of_a_queue_is_refused(bridge: Bridge, wrong: Any) -> None:
+    """Where it is written, and not by a TypeError from within."""
+    with pytest.raises(ConfigurationError, match="queue"):
+        bridge.task(queue=wrong)(lambda: None)
+
+    @bridge.task
+    def one() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="queue"):
+        one.using(queue=wrong)

@@ -83,13 +83,23 @@ def _make(
     if bridge.config.defaults == "safe":
         refuse_unenforced_limits(celery, pool_cls, queues)
     return celery.Worker(
-        hostname=host_format(default_nodename(name)) if name else None,
+        hostname=_hostname(name) if name else None,
         pool_cls=pool_cls,
         concurrency=concurrency,
         queues=queues,
         loglevel=loglevel,
         quiet=True,
     )
+
+
+def _hostname(name: str) -> str:
+    try:
+        return str(host_format(default_nodename(name)))
+    except ValueError:
+        raise click.UsageError(
+            f"-n {name!r} has a % that stands for nothing: %h is the host's name, %n the part before the @, %d the "
+            "domain; write %% for the sign itself."
+        ) from None
 
 
 def _set_health(bridge: Bridge, given: dict[str, Any]) -> None:

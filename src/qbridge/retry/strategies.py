@@ -109,6 +109,14 @@ class Strategies:
         """Return after how many attempts ``stop`` ends in any case, or None if it does not count them."""
         return _most(self.stop)
 
+    def are_tenacitys(self) -> bool:
+        """Tell whether asking how long to wait, and when to stop, runs no code but tenacity's own."""
+        return all(
+            type(part).__module__.split(".")[0] == "tenacity" and not isinstance(part, tenacity.wait_exception)
+            for strategy in (self.stop, self.wait)
+            for part in _parts(strategy)
+        )
+
     def _wait(self, state: tenacity.RetryCallState) -> float:
         return min(max(0.0, float(self.wait(state))), _LONGEST)
 
