@@ -380,6 +380,27 @@ def test_forgotten_and_expired_results_are_gone(url: str) -> None:
         assert [False, False, True] == [backend.task_result_exists(name) for name in ("old", "old-started", "new")]
 
 
+def test_what_is_stored_while_expired_rows_are_removed_stays(url: str) -> None:
+    """A task that ran for longer than results are kept: its old state is found, and its outcome comes just then."""
+    with backend_on(url, result_expires=60) as backend:
+        backend.store_result("long", None, "STARTED")
+        task = backend.tables.task
+        long_ago = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=61)
+        with backend.engine.connect() as connection:
+            connection.execute(sa.update(task).where(task.c.task_id == "long").values(date_done=long_ago))
+        stored: list[str] = []
+
+        def store_first(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+            if statement.startswith("DELETE") and not stored:
+                stored.append(statement)
+                backend.store_result("long", 42, "SUCCESS")
+
+        sa.event.listen(backend.engine, "before_cursor_execute", store_first)
+        backend.cleanup()
+        assert stored
+        assert backend.get_task_meta("long", cache=False)["status"] == "SUCCESS"
+
+
 def test_async_result_waits_without_half_second_steps(url: str) -> None:
     """``AsyncResult.get`` of plain tasks sees a result some milliseconds after it is stored."""
     with backend_on(url) as backend:

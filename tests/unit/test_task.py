@@ -317,6 +317,7 @@ def test_time_limits_and_expiry_may_be_timedeltas(bridge: Bridge) -> None:
 
 NO_HEADERS = [
     3, {"id": "x"}, {"task": "x"}, {"eta": "x"}, {1: "x"}, {"x": object()}, {"x": b"a"}, {"x": "\ud800"},
+    {"x": 2**63}, {"x": {1: 2}}, {"x": [object()]},
 ]  # fmt: skip
 
 

@@ -64,6 +64,10 @@ def _celerys_worker(config: BridgeConfig) -> Iterator[Fault]:
         if name in config.worker.model_fields_set and getattr(config.worker, name) not in (None, 0.0):
             what = f"{name} is read by qbridge's own worker, and defaults='celery' runs Celery's"
             yield Fault(("worker", name), what, "leave it out, or write defaults='safe'")
+    results = config.results
+    if "cleanup_interval" in results.model_fields_set and getattr(results, "cleanup_interval", None) is not None:
+        what = "cleanup_interval is read by qbridge's own worker, and defaults='celery' runs Celery's"
+        yield Fault(("results", "cleanup_interval"), what, "leave it out, let beat remove what has expired")
 
 
 def _keys(config: BridgeConfig) -> Iterator[Fault]:

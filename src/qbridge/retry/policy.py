@@ -238,7 +238,10 @@ class _TenacityRetry(Retry):
     def longest(self) -> float | None:
         if not self.strategies.are_tenacitys():
             return None  # somebody's own may count its calls, or ask a server
-        draws = [self.preview() for _ in range(_DRAWS)]
+        try:
+            draws = [self.preview() for _ in range(_DRAWS)]
+        except Exception:  # noqa: BLE001 - what is wrong with it shows when it is asked for a wait
+            return None
         return None if any(len(draw) >= _PREVIEW for draw in draws) else min(map(sum, draws))
 
     def wait(self, attempt: int) -> float:

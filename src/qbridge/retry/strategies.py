@@ -112,7 +112,7 @@ class Strategies:
     def are_tenacitys(self) -> bool:
         """Tell whether asking how long to wait, and when to stop, runs no code but tenacity's own."""
         return all(
-            type(part).__module__.split(".")[0] == "tenacity" and not isinstance(part, tenacity.wait_exception)
+            type(part).__module__.split(".")[0] == "tenacity" and not hasattr(part, "predicate")
             for strategy in (self.stop, self.wait)
             for part in _parts(strategy)
         )

@@ -201,7 +201,7 @@ class Fields:
     def _are_plain(self, values: Mapping[str, Any]) -> bool:
         """Tell whether there is nothing to validate: most calls are a few numbers and texts, of the declared types."""
         for name, value in values.items():
-            kind = value.__class__
+            kind = type(value)  # a proxy says another __class__
             # other text may have half of a surrogate pair, which is not Unicode
             if self._plain.get(name) is not kind or (kind is str and not value.isascii()):
                 return False

@@ -1,116 +1,218 @@
-"""How frames are read ahead and written without switching the socket's mode: on real sockets, without a server."""
+"""How one message is taken from the socket and nothing beyond it, and how frames are written: without a server."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from struct import pack
-from types import SimpleNamespace
 from typing import Any
 
+import amqp
 import pytest
+from amqp import spec
+from amqp.serialization import dumps
+from amqp.transport import TCPTransport
+from kombu.asynchronous import Hub
 
 from qbridge.backends.deadline import deadline
 from qbridge.backends.rabbitmq import publisher
 
+CHANNEL = 1
 
-class Transport(SimpleNamespace):
-    """What py-amqp's transport has of a socket."""
 
-    @contextmanager
-    def having_timeout(self, timeout: float | None) -> Iterator[Any]:
-        before = self.sock.gettimeout()
-        self.sock.settimeout(timeout)
-        try:
-            yield self.sock
-        finally:
-            self.sock.settimeout(before)
+def frame(kind: int, payload: bytes, channel: int = CHANNEL) -> bytes:
+    """A frame of AMQP 0-9-1: type, channel, size, payload, 0xCE."""
+    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def method(sig: tuple[int, int], form: str = "", *args: Any, channel: int = CHANNEL) -> bytes:
+    """The frame of a method."""
+    return frame(1, pack(">HH", *sig) + (dumps(form, args) if form else b""), channel)
+
+
+def delivery(tag: int, body: bytes = b"{}", *, split: int = 100_000) -> bytes:
+    """The frames of a delivered message."""
+    deliver = method(spec.Basic.Deliver, "sLbss", "consumer", tag, False, "", "queue")
+    head = frame(2, pack(">HHQ", 60, 0, len(body)) + pack(">H", 0))
+    return deliver + head + b"".join(frame(3, body[at : at + split]) for at in range(0, len(body), split))
+
+
+class Line:
+    """A connection of ours over a pair of sockets, past its handshake.
+
+    Args:
+        monkeypatch: pytest's.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, self.server = socket.socketpair()
+
+        def shake_hands(connection: Any, callback: Any = None) -> None:
+            transport = TCPTransport("nowhere")
+            transport.sock = ours
+            transport._setup_transport()
+            transport.connected = True
+            connection.transport = transport
+            connection.on_inbound_frame = connection.frame_handler_cls(connection, connection.on_inbound_method)
+            connection.frame_writer = connection.frame_writer_cls(connection, transport)
+            connection._handshake_complete = True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(amqp.Connection, "connect", shake_hands)
+            self.connection: Any = publisher._BoundedConnection("nowhere")
+            self.connection.connect()
+        self.server.sendall(method(spec.Channel.OpenOk, "S", b""))
+        self.channel: Any = self.connection.channel()
+        self.server.recv(65536)
+        self.got: list[Any] = []
+        self.channel.callbacks["consumer"] = self.got.append
+
+    def tags(self) -> list[int]:
+        """Delivery tags of what was handled."""
+        return [message.delivery_info["delivery_tag"] for message in self.got]
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Transport, socket.socket]]:
-    """A transport and the other end of its line."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield Transport(sock=ours, _read_buffer=b"", connected=True), theirs
+def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """A connection that is open, and the other end of it."""
+    made = Line(monkeypatch)
+    sock = made.connection.transport.sock
+    with made.server, sock:
+        yield made
 
 
-def frame(payload: bytes) -> bytes:
-    """A frame of AMQP 0-9-1: type, channel, size, payload, 0xCE."""
-    return pack(">BHI", 1, 5, len(payload)) + payload + b"\xce"
-
-
-def test_a_frame_in_pieces_is_kept_until_it_is_whole(ends: tuple[Transport, socket.socket]) -> None:
-    """However it is cut, nothing is taken for a frame before its last octet, and nothing is lost."""
-    transport, other = ends
-    whole = frame(b"payload")
-    for octet in whole[:-1]:
-        other.sendall(bytes([octet]))
-        with pytest.raises(TimeoutError):
-            publisher._receive(transport)
-    other.sendall(whole[-1:] + frame(b"next")[:3])
-    publisher._receive(transport)
-    assert transport._read_buffer == whole + frame(b"next")[:3]
-
-
-def test_many_frames_are_taken_at_once(ends: tuple[Transport, socket.socket]) -> None:
-    """One look at the socket for all that has come."""
-    transport, other = ends
-    other.sendall(frame(b"a") * 100)
-    publisher._receive(transport)
-    assert transport._read_buffer == frame(b"a") * 100
-
-
-def test_a_large_frame_is_read_to_its_end(ends: tuple[Transport, socket.socket]) -> None:
-    """One that is larger than what is read at a time."""
-    transport, other = ends
-    large = frame(b"x" * 300_000)
-    writer = threading.Thread(target=other.sendall, args=(large,), daemon=True)
-    writer.start()
-    while True:
+def test_a_message_in_pieces_is_kept_until_it_is_whole(line: Line) -> None:
+    """However it is cut, nothing is handled before its last octet, and nothing is lost."""
+    whole = delivery(1, b"first") + delivery(2, b"second")
+    for octet in whole:
+        line.server.sendall(bytes([octet]))
         try:
-            publisher._receive(transport)
+            line.connection.drain_events(timeout=0)
         except TimeoutError:
-            continue  # it is on its way
-        break
+            continue
+    assert [message.body for message in line.got] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("timeout", [0, 5, None])
+def test_nothing_is_taken_beyond_the_message_that_is_read(line: Line, timeout: float | None) -> None:
+    """What comes after it stays in the socket: who waits for that, with select or in an event loop, sees it there."""
+    line.server.sendall(b"".join(delivery(tag) for tag in range(5)) + frame(8, b"", channel=0))
+    for tag in range(5):
+        line.connection.drain_events(timeout=timeout)
+        assert line.tags() == list(range(tag + 1))
+        assert line.connection.transport._read_buffer == b""
+    left = line.connection.transport.sock.recv(100)
+    assert left == frame(8, b"", channel=0)
+
+
+def test_content_of_other_channels_is_not_taken_along(line: Line) -> None:
+    """A body on another channel would complete a second message, which nobody would be woken for."""
+    other = delivery(9).replace(pack(">BH", 3, CHANNEL), pack(">BH", 3, 7))
+    octets = delivery(1) + other[other.index(pack(">BH", 3, 7)) :]
+    assert publisher._end_of_message(octets) == len(delivery(1))
+
+
+@pytest.mark.parametrize("split", [100, 100_000, 2_000_000])
+def test_a_large_message_is_read_to_its_end(line: Line, split: int) -> None:
+    """In frames that are smaller and larger than what is looked at, while it is on its way."""
+    body = bytes(range(97, 123)) * 40_000
+    octets = delivery(1, body, split=split) + delivery(2)
+    writer = threading.Thread(target=line.server.sendall, args=(octets,), daemon=True)
+    writer.start()
+    line.connection.drain_events(timeout=10)
+    line.connection.drain_events(timeout=10)
     writer.join(5)
-    assert transport._read_buffer == large
+    assert [len(message.body) for message in line.got] == [len(body), 2]
 
 
-def test_a_closed_line_is_an_error_of_the_connection(ends: tuple[Transport, socket.socket]) -> None:
-    """As py-amqp says it, and the transport knows."""
-    transport, other = ends
-    other.close()
+def test_a_burst_wakes_the_event_loop_for_each_of_its_messages(line: Line) -> None:
+    """kombu's loop handles one and waits for the socket: with what was read ahead it would wait a second for each."""
+    hub = Hub()
+    publisher.BoundedAMQPTransport(None).register_with_event_loop(line.connection, hub)
+    line.server.sendall(b"".join(delivery(tag) for tag in range(20)))
+    began = time.monotonic()
+    loop = hub.create_loop()
+    while len(line.got) < 20 and time.monotonic() - began < 20:
+        next(loop)
+    assert line.tags() == list(range(20))
+    assert time.monotonic() - began < 5  # it was ten seconds
+
+
+def test_a_publish_beside_deliveries_leaves_them_where_they_are_seen(line: Line) -> None:
+    """py-amqp looks once for what the server says before it writes."""
+    line.connection.client_properties["capabilities"] = {"connection.blocked": True}
+    line.server.sendall(b"".join(delivery(tag) for tag in range(3)))
+    line.channel._basic_publish(amqp.Message("x"), routing_key="queue")
+    assert len(line.got) == 1
+    assert line.connection.transport._read_buffer == b""
+
+
+def test_a_closed_line_is_an_error_of_the_connection(line: Line) -> None:
+    """As py-amqp says it, and the transport knows; what had come before is handled first."""
+    line.server.sendall(delivery(1))
+    line.server.close()
+    line.connection.drain_events(timeout=0)
+    assert line.tags() == [1]
     with pytest.raises(OSError, match="closed connection"):
-        publisher._receive(transport)
-    assert not transport.connected
+        line.connection.drain_events(timeout=0)
+    assert not line.connection.transport.connected
+
+
+def test_nothing_comes(line: Line) -> None:
+    """At once or after a while; the socket is in its own mode again."""
+    for timeout in (0, 0.05):
+        with pytest.raises(TimeoutError):
+            line.connection.drain_events(timeout=timeout)
+    with deadline(0.05), pytest.raises(TimeoutError):
+        line.connection.drain_events()
+    assert line.connection.transport.sock.gettimeout() is None
+    assert line.connection.transport.connected
 
 
 @pytest.mark.parametrize("make", [bytes, memoryview])
-def test_what_the_socket_does_not_take_at_once_is_written_after_it(
-    ends: tuple[Transport, socket.socket], make: Any
-) -> None:
+def test_what_the_socket_does_not_take_at_once_is_written_after_it(line: Line, make: Callable[[bytes], Any]) -> None:
     """Two megabytes through a small buffer, in order."""
-    transport, other = ends
     data = bytes(range(256)) * 8192
     received = bytearray()
 
     def read() -> None:
         while len(received) < len(data):
-            received.extend(other.recv(65536))
+            received.extend(line.server.recv(65536))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    publisher._send(transport, make(data))
+    line.connection.transport.write(make(data))
     reader.join(10)
     assert bytes(received) == data
 
 
-def test_a_write_ends_with_the_deadline(ends: tuple[Transport, socket.socket]) -> None:
-    """Nobody reads at the other end; the socket is in its own mode again afterwards."""
-    transport, _ = ends
+def test_a_write_ends_with_the_deadline(line: Line) -> None:
+    """Nobody reads at the other end: what is written next would be taken for the rest, so the connection is over."""
+    transport = line.connection.transport
     with deadline(0.2), pytest.raises(TimeoutError):
-        publisher._send(transport, b"x" * 8_000_000)
+        transport.write(b"x" * 8_000_000)
     assert transport.sock.gettimeout() is None
+    assert not transport.connected
+
+
+def test_nothing_is_written_after_the_deadline(line: Line) -> None:
+    """The connection is as good as before."""
+    with deadline(0), pytest.raises(TimeoutError):
+        line.connection.transport.write(b"x")
+    line.server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        line.server.recv(1)
+    assert line.connection.transport.connected
+
+
+def test_a_closed_socket_is_an_error_of_the_connection(line: Line) -> None:
+    """As after a fork, in the child: kombu knows what to do about an OSError."""
+    transport = line.connection.transport
+    transport.sock.close()
+    with pytest.raises(OSError):
+        transport.write(b"x")
+    transport.sock = None
+    with pytest.raises(OSError, match="closed"):
+        line.connection.drain_events(timeout=0)

@@ -93,7 +93,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         options = conf.result_backend_transport_options or {}
         self.operation_timeout: float = float(options.get("operation_timeout", 10.0))
         #: Seconds between two removals of expired results by a worker; None: somebody else's business.
-        self.cleanup_interval: float | None = options.get("cleanup_interval")
+        interval = options.get("cleanup_interval")
+        self.cleanup_interval: float | None = None if interval is None else float(interval)
         self._pooled = PooledEngine(
             self.url,
             self.engine_options,
@@ -466,7 +467,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
                     query = sa.select(table.c.id).where(table.c.date_done < before).limit(1000)
                     ids = list(session.execute(query).scalars())
                     if ids:
-                        session.execute(sa.delete(table).where(table.c.id.in_(ids)))
+                        # once more by its time: it may have been stored anew since
+                        session.execute(sa.delete(table).where(table.c.id.in_(ids), table.c.date_done < before))
                     session.commit()
                 if len(ids) < 1000:
                     break

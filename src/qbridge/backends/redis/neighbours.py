@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 
 from qbridge.backends.base import Finding
 from qbridge.backends.redis.explain import Part
@@ -17,7 +17,7 @@ _KNOWN = (
     b"celery-task-meta-", b"celery-taskset-meta-", b"chord-unlock-", b"_kombu.binding.", b"unacked", b"qbridge-",
     b"qbridge.",
 )  # fmt: skip
-"""With which the keys of Celery, of kombu and of ours begin, but for queues."""
+"""What is in the keys of Celery, of kombu and of ours, behind a prefix if there is one; but for queues."""
 _LOOKS = 4
 _KEYS = 500
 
@@ -32,8 +32,8 @@ def shared(client: Any, part: Part, db: int) -> Iterator[Finding]:
     """
     try:
         foreign = _foreign(client)
-    except NoPermissionError:
-        return  # an account that may not look around does not see others either
+    except ResponseError:
+        return  # an account, or a proxy, that does not let us look around
     if foreign:
         what = "tasks" if part == "broker" else "results"
         some = ", ".join(sorted({repr(_stem(key)) for key in foreign})[:3])
@@ -51,7 +51,7 @@ def _foreign(client: Any) -> list[str]:
     cursor = 0
     for _ in range(_LOOKS):
         cursor, keys = client.scan(cursor, count=_KEYS)
-        unknown = [key for key in keys if not key.startswith(_KNOWN)]
+        unknown = [key for key in keys if not any(known in key for known in _KNOWN)]
         with client.pipeline(transaction=False) as pipe:
             for key in unknown:
                 pipe.type(key)

@@ -13,6 +13,7 @@ from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 from celery.exceptions import BackendStoreError
 from celery.states import FAILURE, SUCCESS
+from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import ResponseError
 
 from qbridge.backends.redis.claim_store import RedisClaims
@@ -28,13 +29,15 @@ __all__ = ["RedisBackend", "SentinelBackend"]
 _LOOK_AGAIN = 1.0  # seconds
 
 STORE_FIRST = Script("""
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local old = redis.call('GET', KEYS[1])
+if old then return old end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
-return 1
+return false
 """)
-"""Key: of the task. Args: what is stored, seconds to keep it or 0. Answers 1 if nothing was there. Celery takes two
-round trips: it reads first, and decides by what it has read, which another worker may have replaced by then."""
+"""Key: of the task. Args: what is stored, seconds to keep it or 0. Answers what was there; then it does nothing.
+
+Celery takes two round trips: it reads first, and decides by that, which another worker may have replaced by then."""
 
 
 class ResultConsumer(CeleryResultConsumer):
@@ -113,39 +116,45 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
         """Store a state as Celery does, never over a success; but the first one of a task in one step."""
         value, traceback = self.locked(task_id, state, result, traceback, request)
         meta = self._get_result_meta(result=value, state=state, traceback=traceback, request=request)
-        meta["task_id"] = str(task_id)
+        meta["task_id"] = bytes_to_str(task_id)
         if self.lock is not None:
             meta["children"] = None
         key, encoded = self.get_key_for_task(task_id), self.encode(meta)
         try:
-            if not self._is_first(key, encoded, state) and not self._has_succeeded(task_id):
+            old = self._stored_first(key, encoded, state)
+            if old is not None and not self._is_success(old, task_id):
                 self._set_with_state(key, encoded, state)
         except BackendStoreError as error:
             raise BackendStoreError(str(error), state=state, task_id=task_id) from error
         return result
 
-    def _is_first(self, key: Any, value: Any, state: str) -> bool:
-        """Store and announce what nothing was stored for before; False, and nothing is done, where there was."""
-        if not self._may_run_scripts or len(value) > self._MAX_STR_VALUE_SIZE:
-            return False
-        seconds = self.failure_expires if state == FAILURE else None
-        seconds = self.expires if seconds is None else seconds
-        try:
-            return bool(self.ensure(STORE_FIRST.run, (self.client, [key], [value, seconds or 0])))
-        except ResponseError as error:
-            if not is_forbidden(error):
-                raise
-            self._may_run_scripts = False  # an account for plain commands alone
-            return False
+    def _stored_first(self, key: Any, value: Any, state: str) -> Any:
+        """Store and announce what nothing was stored for before, and return None; else what is there."""
+        if self._may_run_scripts and len(value) <= self._MAX_STR_VALUE_SIZE:
+            seconds = self.failure_expires if state == FAILURE else None
+            seconds = self.expires if seconds is None else seconds
+            try:
+                return self.ensure(STORE_FIRST.run, (self.client, [key], [value, seconds or 0]))
+            except ResponseError as error:
+                if not _has_no_scripts(error):
+                    raise
+                self._may_run_scripts = False
+        return self.get(key) or b""
 
-    def _has_succeeded(self, task_id: Any) -> bool:
+    def _is_success(self, stored: Any, task_id: Any) -> bool:
+        if not stored:
+            return False
         try:
-            return bool(self._get_task_meta_for(task_id)["status"] == SUCCESS)
+            return bool(self._own(self.decode_result(stored), task_id)["status"] == SUCCESS)
         except PayloadError:
+            if self.lock is None:
+                raise  # somebody has keys, and may have stored a success
             return False  # it is not from a holder of the keys: this one takes its place
 
     def _get_task_meta_for(self, task_id: Any) -> Any:
-        meta: Any = super()._get_task_meta_for(task_id)
+        return self._own(super()._get_task_meta_for(task_id), task_id)
+
+    def _own(self, meta: Any, task_id: Any) -> Any:
         if self.lock is not None and meta.get("task_id", task_id) != task_id:
             raise PayloadError(f"the result of task {task_id} is that of another task, put in its place")
         return meta
@@ -178,6 +187,13 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
         if client is not None:
             with suppress(Exception):
                 client.connection_pool.disconnect()
+
+
+def _has_no_scripts(error: ResponseError) -> bool:
+    """Tell whether the account, the server or a proxy before it runs no scripts, or not one that announces."""
+    return is_forbidden(error) or any(
+        words in str(error) for words in ("executing the script can't", "unknown command")
+    )
 
 
 class SentinelBackend(RedisBackend, CelerySentinelBackend):

@@ -61,7 +61,7 @@ class Script:
 
 
 def is_forbidden(error: Exception) -> bool:
-    """Tell whether an account may not run a script, or one of its commands: then nothing was done."""
+    """Tell whether an account may not run a script, or a command in it, and those before that one were done."""
     return isinstance(error, NoPermissionError) or _FORBIDDEN_INSIDE in str(error)
 
 
