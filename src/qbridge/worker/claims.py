@@ -36,7 +36,7 @@ _YOUNG = 0.5
 """Seconds for which a run is not worth a claim."""
 _FIRST_LOOK = 1.5
 """Seconds after which a run that goes on elsewhere has been claimed: its youth, two ticks, and time to spare."""
-LEASE = 4.0
+LEASE = 3.0
 """Seconds without a renewal after which a claim is anybody's: a task whose worker died starts within five."""
 _RENEW = 1.0
 _PATIENCE = 10.0

@@ -31,6 +31,7 @@ _LOOK = 8192  # octets: a message with its content, unless that is large
 _CONTENT = (b"\x02", b"\x03")
 """Types of frames that belong to the method before them: header and body of its content."""
 _FRAME_HEAD = 7
+_SOON = 0.001  # seconds
 
 
 class NotConfirmed(OperationalError):
@@ -173,9 +174,29 @@ class BoundedAMQPTransport(pyamqp.Transport):
 
 
 class BoundedAMQPSSLTransport(pyamqp.SSLTransport):
-    """The same over TLS."""
+    """The same over TLS, whose messages do not wait for the next ones.
+
+    TLS takes several messages from the socket at once, and kombu's event loop, which handles one and then waits for
+    the socket, would sleep up to a second for each of the others.
+    """
 
     Connection = _BoundedConnection
+
+    def on_readable(self, connection: Any, loop: Any) -> None:
+        """Read one event, and see to it that the loop comes back soon for what TLS holds."""
+        super().on_readable(connection, loop)
+        if _is_held(connection):
+            # the loop sleeps until its next timer at most
+            loop.call_later(_SOON, self._read_held, connection, loop)
+
+    def _read_held(self, connection: Any, loop: Any) -> None:
+        if _is_held(connection):  # neither read nor given up meanwhile
+            self.on_readable(connection, loop)
+
+
+def _is_held(connection: Any) -> bool:
+    sock = getattr(connection._transport, "sock", None)
+    return isinstance(sock, ssl.SSLSocket) and connection.connected and sock.pending() > 0
 
 
 class ConfirmChannel:
