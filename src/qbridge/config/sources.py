@@ -193,6 +193,9 @@ def _parse(text: str, path: Path, node: Node, source: str, faults: list[Fault]) 
             pass
         faults.append(Fault(path, "starts like JSON but is not", "write valid JSON", source))
         return None
+    if node.many and stripped.startswith("{"):
+        faults.append(Fault(path, "is one mapping, and there may be many", "write [ and ] around it", source))
+        return None
     if node.many:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text

@@ -136,6 +136,12 @@ def test_lists_and_mappings_in_variables(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
+def test_one_mapping_where_there_may_be_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for the name of a queue."""
+    monkeypatch.setenv("QBRIDGE_QUEUES", '{"name": "b", "declare": false}')
+    assert "write [ and ] around it" in fault()
+
+
 def test_a_retry_in_a_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors are named as text, numbers as numbers or text."""
     (project / "qbridge.toml").write_text(
