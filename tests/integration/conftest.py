@@ -49,3 +49,13 @@ def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contrac
         contract = Contract(url, results, tmp_path)
         yield contract
         contract.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'results.db'}"
+        return
+    with request.getfixturevalue(f"qbridge_{request.param}").heal().fresh() as fresh:
+        yield fresh

@@ -14,14 +14,10 @@ from qbridge import Bridge, BridgeConfig, DatabaseResults
 from qbridge.testing.waiting import wait_until
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture
+def url(database_url: str) -> str:
     """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'results.db'}"
-        return
-    with request.getfixturevalue(f"qbridge_{request.param}").heal().fresh() as fresh:
-        yield fresh
+    return database_url
 
 
 @pytest.fixture

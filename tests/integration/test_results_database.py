@@ -57,14 +57,10 @@ def plain_on(url: str, **settings: Any) -> PlainDatabaseBackend:
     return backend
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture
+def url(database_url: str) -> str:
     """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'results.db'}"
-        return
-    with request.getfixturevalue(f"qbridge_{request.param}").heal().fresh() as fresh:
-        yield fresh
+    return database_url
 
 
 def in_child(act: Callable[[], Any]) -> Any:

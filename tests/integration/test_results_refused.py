@@ -14,14 +14,10 @@ from qbridge.backends.database.tables import ResultTables
 from qbridge.testing.contracts.kit import Contract
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture
+def url(database_url: str) -> str:
     """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'results.db'}"
-        return
-    with request.getfixturevalue(f"qbridge_{request.param}").heal().fresh() as fresh:
-        yield fresh
+    return database_url
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ def long_and_far() -> None:
 PLACES = [("sqlite", False), ("postgresql", False), ("mariadb", False), ("mariadb", True)]
 
 
-@pytest.mark.parametrize(("url", "celerys"), PLACES, indirect=["url"])
+@pytest.mark.parametrize(("database_url", "celerys"), PLACES, indirect=["database_url"])
 def test_a_failure_is_stored_whatever_its_text_is(contract: Contract, url: str, celerys: bool) -> None:
     """Lone surrogates, NUL and texts of any length, in tables of ours and in Celery's; the error keeps its type."""
     if celerys:
@@ -93,7 +89,7 @@ def test_a_failure_is_stored_whatever_its_text_is(contract: Contract, url: str, 
     assert all("in long" in text and "ValueError" in text for text in tracebacks[3:])
 
 
-@pytest.mark.parametrize("url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_a_result_that_is_too_large_for_its_column_says_so(contract: Contract, url: str) -> None:
     """The failure names its size, the column's limit, and the way out; tables of ours have room."""
 
@@ -111,7 +107,7 @@ def test_a_result_that_is_too_large_for_its_column_says_so(contract: Contract, u
         assert task.delay(5).get(timeout=20) == "xxxxx"
 
 
-@pytest.mark.parametrize("url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
 def test_an_outcome_that_the_database_refuses_leaves_a_failure_that_says_so(contract: Contract, url: str) -> None:
     """A column that somebody made too narrow, say."""
 
