@@ -95,7 +95,7 @@ def test_an_account_that_may_not_delete_is_named_once(
 
 
 def test_none_leaves_it_to_others(make: Callable[..., Bridge]) -> None:
-    """No thread; Celery's own way has none either."""
+    """There is no thread that removes anything."""
     from qbridge.worker.cleanup import Cleanup
 
     bridge = make(cleanup_interval=None)

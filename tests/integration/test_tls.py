@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu import Queue
-from kombu.asynchronous import Hub, set_event_loop
 from redis import Redis
 
 from qbridge import Bridge, BridgeConfig, BrokerUnavailable, DatabaseResults, ResultsUnavailable
@@ -147,28 +145,3 @@ def test_no_other_server_is_believed(service: Service, fault: str, tmp_path: Pat
         # libpq has one word for all that is wrong with a certificate but its host
         words = {"another authority": "self-signed|verify failed", "expired": "expired|verify failed"}
         assert all(re.search(words.get(fault, "match"), finding.what) for finding in found.values()), found
-
-
-def test_a_burst_over_tls_is_handled_at_once(rabbitmq: Service) -> None:
-    """TLS takes several messages from the socket together; kombu's loop waits a second for each beyond the second."""
-    config = rabbitmq.config(rabbitmq.ca.certificate)
-    got: list[int] = []
-    hub = Hub()
-    set_event_loop(hub)
-    try:
-        with Bridge(config) as bridge, bridge.celery.connection_for_read() as connection:
-            queue = Queue("burst", durable=True)
-            producer = connection.Producer()
-            for number in range(20):
-                producer.publish({"n": number}, routing_key="burst", declare=[queue])
-            connection.register_with_event_loop(hub)
-            with connection.Consumer([queue], callbacks=[lambda body, message: got.append(body["n"])], no_ack=True):
-                loop, began = hub.create_loop(), time.monotonic()
-                while len(got) < 20 and time.monotonic() < began + 60:
-                    next(loop)
-                took = time.monotonic() - began
-            hub.close()
-    finally:
-        set_event_loop(None)
-    assert got == list(range(20))
-    assert took < 5  # it was eighteen seconds

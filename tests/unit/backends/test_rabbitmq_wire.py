@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from struct import pack
 from typing import Any
 
@@ -13,11 +16,13 @@ import amqp
 import pytest
 from amqp import spec
 from amqp.serialization import dumps
-from amqp.transport import TCPTransport
+from amqp.transport import SSLTransport, TCPTransport
 from kombu.asynchronous import Hub
 
+from qbridge.amqp import BridgeConnection
 from qbridge.backends.deadline import deadline
 from qbridge.backends.rabbitmq import publisher
+from qbridge.testing.servers import ThrowawayCA
 
 CHANNEL = 1
 
@@ -39,20 +44,36 @@ def delivery(tag: int, body: bytes = b"{}", *, split: int = 100_000) -> bytes:
     return deliver + head + b"".join(frame(3, body[at : at + split]) for at in range(0, len(body), split))
 
 
+def over_tls(ca: ThrowawayCA) -> tuple[Any, Any]:
+    """Both ends of a line that speaks TLS, past its handshake."""
+    ours, theirs = socket.socketpair()
+    at_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    at_server.load_cert_chain(*ca.issue("server"))
+    at_client = ssl.create_default_context(cafile=ca.certificate)
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(at_server.wrap_socket, theirs, server_side=True)
+        client = at_client.wrap_socket(ours, server_hostname="localhost")
+        return client, answering.result(10)
+
+
 class Line:
     """A connection of ours over a pair of sockets, past its handshake.
 
     Args:
         monkeypatch: pytest's.
+        ca: that speaks for the server; None: no TLS.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ours, self.server = socket.socketpair()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ca: ThrowawayCA | None = None) -> None:
+        ours, self.server = socket.socketpair() if ca is None else over_tls(ca)
 
         def shake_hands(connection: Any, callback: Any = None) -> None:
-            transport = TCPTransport("nowhere")
+            transport: Any = TCPTransport("nowhere") if ca is None else SSLTransport("nowhere", ssl=True)
             transport.sock = ours
-            transport._setup_transport()
+            if ca is None:
+                transport._setup_transport()
+            else:
+                transport._quick_recv = ours.read  # the rest of it is the handshake
             transport.connected = True
             connection.transport = transport
             connection.on_inbound_frame = connection.frame_handler_cls(connection, connection.on_inbound_method)
@@ -138,6 +159,23 @@ def test_a_burst_wakes_the_event_loop_for_each_of_its_messages(line: Line) -> No
         next(loop)
     assert line.tags() == list(range(20))
     assert time.monotonic() - began < 5  # it was ten seconds
+
+
+def test_a_burst_in_one_record_of_tls_wakes_the_event_loop_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TLS takes the whole record from the socket, where the loop would wait for the rest of it."""
+    line = Line(monkeypatch, ThrowawayCA(tmp_path))
+    sock = line.connection.transport.sock
+    with line.server, sock:
+        hub = Hub()
+        publisher.BoundedAMQPSSLTransport(BridgeConnection("amqps://")).register_with_event_loop(line.connection, hub)
+        line.server.sendall(b"".join(delivery(tag) for tag in range(12)))
+        began = time.monotonic()
+        loop = hub.create_loop()
+        while len(line.got) < 12 and time.monotonic() - began < 15:
+            next(loop)
+        took = time.monotonic() - began
+    assert line.tags() == list(range(12))
+    assert took < 4  # it was eleven seconds
 
 
 def test_a_publish_beside_deliveries_leaves_them_where_they_are_seen(line: Line) -> None:

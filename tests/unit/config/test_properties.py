@@ -128,7 +128,8 @@ def test_any_environment(variables: dict[str, str]) -> None:
         name: value
         for name, value in variables.items()
         if name not in harmless and not name.endswith(("USERNAME", "HOST", "HOSTS", "VHOST", "PATH", "UNIX_SOCKET"))
-        and not name.endswith(("FILE", "KEY_PREFIX", "MASTER_NAME", "ON", "SERVER_HOSTNAME", "TABLE_NAMES", "SCHEMAS"))
+        and not name.endswith("HEALTH_FILE")
+        and not name.endswith(("KEY_PREFIX", "MASTER_NAME", "ON", "SERVER_HOSTNAME", "TABLE_NAMES", "SCHEMAS"))
     }  # fmt: skip
     with mock.patch.dict(os.environ, secretless):
         judge(BridgeConfig)
