@@ -28,7 +28,7 @@ from qbridge.backends.rabbitmq.publisher import (
     BoundedAMQPTransport,
     ConfirmChannel,
 )
-from qbridge.producer import BridgeProducer, BridgeProducerPool
+from qbridge.producer import BridgeProducer, BridgeProducerPool, turn_away
 
 __all__ = ["BridgeAMQP", "BridgeConnection", "BridgeConnectionPool", "SafeConnection"]
 
@@ -276,6 +276,7 @@ class BridgeConnectionPool(ConnectionPool):
                     break
                 if not isinstance(resource, lazy):
                     resource.say_goodbye()
+        turn_away(self)
 
 
 class BridgeAMQP(AMQP):

@@ -8,6 +8,7 @@ from typing import Any
 from kombu.compression import compress
 from kombu.messaging import Producer
 from kombu.pools import ProducerPool
+from kombu.utils.functional import lazy
 
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.publisher import NotConfirmed
@@ -15,7 +16,7 @@ from qbridge.exceptions import PayloadError
 from qbridge.serialization.lock import Lock
 from qbridge.serialization.locked_messages import Kind, Letter, lock_letter
 
-__all__ = ["BridgeProducer", "BridgeProducerPool"]
+__all__ = ["BridgeProducer", "BridgeProducerPool", "turn_away"]
 
 
 class BridgeProducer(Producer):
@@ -139,11 +140,30 @@ class BridgeProducer(Producer):
         return write()
 
 
+def turn_away(pool: Any) -> None:
+    """Tell each thread that waits in a pool that has been closed; kombu looks at that before it waits only.
+
+    Args:
+        pool: of kombu. What makes its next resource raises, and stays for the next who waits.
+    """
+
+    def closed() -> None:
+        raise RuntimeError("Acquire on closed pool")
+
+    pool._resource.put_nowait(lazy(closed))
+
+
 class BridgeProducerPool(ProducerPool):
     """Producers of one app over its own connections."""
 
     def __init__(self, connections: Any, limit: int | None, producer: type[Producer]) -> None:
         super().__init__(connections, limit=limit, Producer=producer)
+
+    def force_close_all(self, close_pool: bool = True) -> None:
+        """Forget all producers; who waits for one learns that there will be none."""
+        super().force_close_all(close_pool)
+        if close_pool:
+            turn_away(self)
 
     def _acquire_connection(self) -> Any:
         return self.connections.acquire(block=True, timeout=bounded(None))

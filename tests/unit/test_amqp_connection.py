@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from qbridge import Bridge, BridgeConfig
 from qbridge.amqp import BridgeConnection, SafeConnection
 from qbridge.backends.deadline import deadline
 from qbridge.producer import BridgeProducer
 from qbridge.testing.servers import free_ports
+from qbridge.testing.waiting import wait_until
 
 
 def test_connecting_again_under_a_deadline_ends_with_the_brokers_error() -> None:
@@ -56,3 +61,29 @@ def test_a_queue_is_declared_once_on_each_connection(monkeypatch: pytest.MonkeyP
     with BridgeConnection("memory://") as connection:
         BridgeProducer(connection).publish({}, exchange="once", routing_key="once", declare=[queue])
     assert declared == ["once"] * 3
+
+
+@pytest.mark.parametrize("of", ["connections", "producers"])
+def test_closing_a_pool_turns_those_away_who_wait_in_it(tmp_path: Path, of: str) -> None:
+    """They waited for what nobody would bring back: until their time was up, at a broker that was well."""
+    with Bridge(BridgeConfig(broker=f"embedded://{tmp_path}/b.db", results="disabled://")) as bridge:
+        app = bridge.celery
+        app.conf.broker_pool_limit = 1
+        pool: Any = app.pool if of == "connections" else app.amqp.producer_pool
+        errors: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                pool.acquire(block=True, timeout=30)
+            except RuntimeError as error:
+                errors.append(error)
+
+        with pool.acquire(block=True):
+            waiting = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+            for thread in waiting:
+                thread.start()
+            wait_until(lambda: len(pool._resource.not_empty._waiters) == 3, 10, what="all to wait")
+            app.drop_connections()
+            for thread in waiting:
+                thread.join(5)
+            assert ["Acquire on closed pool"] * 3 == [str(error) for error in errors]
