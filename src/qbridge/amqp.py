@@ -23,11 +23,8 @@ from kombu.utils.functional import lazy
 
 from qbridge.backends.deadline import bounded, deadline, remaining
 from qbridge.backends.forking import begin_anew_after_fork
-from qbridge.backends.rabbitmq.publisher import (
-    BoundedAMQPSSLTransport,
-    BoundedAMQPTransport,
-    ConfirmChannel,
-)
+from qbridge.backends.rabbitmq.connection import BoundedAMQPSSLTransport, BoundedAMQPTransport
+from qbridge.backends.rabbitmq.publisher import ConfirmChannel
 from qbridge.producer import BridgeProducer, BridgeProducerPool, turn_away
 
 __all__ = ["BridgeAMQP", "BridgeConnection", "BridgeConnectionPool", "SafeConnection"]

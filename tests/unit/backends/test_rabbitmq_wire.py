@@ -2,97 +2,22 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from struct import pack
 from typing import Any
 
 import amqp
 import pytest
-from amqp import spec
-from amqp.serialization import dumps
-from amqp.transport import SSLTransport, TCPTransport
 from kombu.asynchronous import Hub
+from tests.unit.backends.amqp_line import CHANNEL, Line, delivery, frame
 
 from qbridge.amqp import BridgeConnection
 from qbridge.backends.deadline import deadline
-from qbridge.backends.rabbitmq import publisher
+from qbridge.backends.rabbitmq import connection as wire
 from qbridge.testing.servers import ThrowawayCA
-
-CHANNEL = 1
-
-
-def frame(kind: int, payload: bytes, channel: int = CHANNEL) -> bytes:
-    """A frame of AMQP 0-9-1: type, channel, size, payload, 0xCE."""
-    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
-
-
-def method(sig: tuple[int, int], form: str = "", *args: Any, channel: int = CHANNEL) -> bytes:
-    """The frame of a method."""
-    return frame(1, pack(">HH", *sig) + (dumps(form, args) if form else b""), channel)
-
-
-def delivery(tag: int, body: bytes = b"{}", *, split: int = 100_000) -> bytes:
-    """The frames of a delivered message."""
-    deliver = method(spec.Basic.Deliver, "sLbss", "consumer", tag, False, "", "queue")
-    head = frame(2, pack(">HHQ", 60, 0, len(body)) + pack(">H", 0))
-    return deliver + head + b"".join(frame(3, body[at : at + split]) for at in range(0, len(body), split))
-
-
-def over_tls(ca: ThrowawayCA) -> tuple[Any, Any]:
-    """Both ends of a line that speaks TLS, past its handshake."""
-    ours, theirs = socket.socketpair()
-    at_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    at_server.load_cert_chain(*ca.issue("server"))
-    at_client = ssl.create_default_context(cafile=ca.certificate)
-    with ThreadPoolExecutor(1) as pool:
-        answering = pool.submit(at_server.wrap_socket, theirs, server_side=True)
-        client = at_client.wrap_socket(ours, server_hostname="localhost")
-        return client, answering.result(10)
-
-
-class Line:
-    """A connection of ours over a pair of sockets, past its handshake.
-
-    Args:
-        monkeypatch: pytest's.
-        ca: that speaks for the server; None: no TLS.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, ca: ThrowawayCA | None = None) -> None:
-        ours, self.server = socket.socketpair() if ca is None else over_tls(ca)
-
-        def shake_hands(connection: Any, callback: Any = None) -> None:
-            transport: Any = TCPTransport("nowhere") if ca is None else SSLTransport("nowhere", ssl=True)
-            transport.sock = ours
-            if ca is None:
-                transport._setup_transport()
-            else:
-                transport._quick_recv = ours.read  # the rest of it is the handshake
-            transport.connected = True
-            connection.transport = transport
-            connection.on_inbound_frame = connection.frame_handler_cls(connection, connection.on_inbound_method)
-            connection.frame_writer = connection.frame_writer_cls(connection, transport)
-            connection._handshake_complete = True
-
-        with monkeypatch.context() as patch:
-            patch.setattr(amqp.Connection, "connect", shake_hands)
-            self.connection: Any = publisher._BoundedConnection("nowhere")
-            self.connection.connect()
-        self.server.sendall(method(spec.Channel.OpenOk, "S", b""))
-        self.channel: Any = self.connection.channel()
-        self.server.recv(65536)
-        self.got: list[Any] = []
-        self.channel.callbacks["consumer"] = self.got.append
-
-    def tags(self) -> list[int]:
-        """Delivery tags of what was handled."""
-        return [message.delivery_info["delivery_tag"] for message in self.got]
 
 
 @pytest.fixture
@@ -132,7 +57,7 @@ def test_content_of_other_channels_is_not_taken_along(line: Line) -> None:
     """A body on another channel would complete a second message, which nobody would be woken for."""
     other = delivery(9).replace(pack(">BH", 3, CHANNEL), pack(">BH", 3, 7))
     octets = delivery(1) + other[other.index(pack(">BH", 3, 7)) :]
-    assert publisher._end_of_message(octets) == len(delivery(1))
+    assert wire._end_of_message(octets) == len(delivery(1))
 
 
 @pytest.mark.parametrize("split", [100, 100_000, 2_000_000])
@@ -151,7 +76,7 @@ def test_a_large_message_is_read_to_its_end(line: Line, split: int) -> None:
 def test_a_burst_wakes_the_event_loop_for_each_of_its_messages(line: Line) -> None:
     """kombu's loop handles one and waits for the socket: with what was read ahead it would wait a second for each."""
     hub = Hub()
-    publisher.BoundedAMQPTransport(None).register_with_event_loop(line.connection, hub)
+    wire.BoundedAMQPTransport(None).register_with_event_loop(line.connection, hub)
     line.server.sendall(b"".join(delivery(tag) for tag in range(20)))
     began = time.monotonic()
     loop = hub.create_loop()
@@ -167,7 +92,7 @@ def test_a_burst_in_one_record_of_tls_wakes_the_event_loop_too(monkeypatch: pyte
     sock = line.connection.transport.sock
     with line.server, sock:
         hub = Hub()
-        publisher.BoundedAMQPSSLTransport(BridgeConnection("amqps://")).register_with_event_loop(line.connection, hub)
+        wire.BoundedAMQPSSLTransport(BridgeConnection("amqps://")).register_with_event_loop(line.connection, hub)
         line.server.sendall(b"".join(delivery(tag) for tag in range(12)))
         began = time.monotonic()
         loop = hub.create_loop()

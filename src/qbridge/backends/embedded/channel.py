@@ -224,7 +224,7 @@ class Channel(virtual.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         party = self.transport.party()
         self.transport.release_due()
-        claim = self.store.claim(queue, party, keep=not no_ack)
+        claim = self.store.claim(queue, party, keep=not no_ack) if self.store.has_ready(queue) else None
         self.store.touch(queue)
         return None if claim is None else self._received(claim, no_ack)
 
@@ -279,9 +279,7 @@ class Channel(virtual.Channel):
                 continue
             subscription.pending = False  # before looking: a wake-up from now on must not be lost
             try:
-                claim = self.store.claim(
-                    subscription.queue, self.transport.party(), keep=not subscription.no_ack, timeout=CLAIM_PATIENCE
-                )
+                claim = self.transport.claim(subscription.queue, keep=not subscription.no_ack, timeout=CLAIM_PATIENCE)
             except FileReplaced:
                 raise
             except FileUnavailable as error:  # reconnecting would give running tasks to others: look again at the sweep

@@ -8,6 +8,7 @@ acknowledge any more.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -21,7 +22,9 @@ from qbridge.backends.embedded.errors import FileReplaced
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
 from qbridge.backends.embedded.topology import Topology, drop_queue
 
-__all__ = ["Claim", "Outgoing", "Store"]
+__all__ = ["Claim", "Outgoing", "Store", "say_missing"]
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 RELEASED_AT_ONCE = 1000
 """Delayed messages that one transaction makes ready: senders and other consumers wait for it, about 5 ms."""
@@ -117,34 +120,42 @@ class Store(Topology):
         )
         return not rows or any(key is not None and matches(kind, key, routing_key) for key, kind in rows)
 
-    def claim(self, queue: str, party: str, *, keep: bool, timeout: float | None = None) -> Claim | None:
-        """Claim the next message of the queue: highest priority first, then oldest first.
+    def has_ready(self, queue: str) -> bool:
+        """Return whether there is something to claim; reading takes no lock: looking is free, also for many."""
+        return bool(self.database.read(_NEXT, (queue, time.time())))
+
+    def claim(
+        self,
+        queue: str,
+        party: str,
+        *,
+        keep: bool,
+        timeout: float | None = None,
+        settled: Sequence[tuple[int, int]] = (),
+    ) -> Claim | None:
+        """Claim the next message of the queue, if there is one: highest priority first, then oldest first.
 
         Args:
-            queue: its name.
+            queue: its name; ask first whether it has something ready, which costs others nothing.
             party: who claims it.
             keep: False to delete it at once, for consumers that never acknowledge.
             timeout: seconds to wait for the file; None means the store's own.
+            settled: messages to acknowledge in the same transaction, by id and deliveries.
         """
         where = (queue, time.time())
-        if not self.database.read(_NEXT, where):  # reading takes no lock: looking is free, also for many
-            return None
         with self.database.write(timeout) as sql:
+            missing = len(settled) - _acknowledge(sql, party, settled) if settled else 0
             if keep:
                 rows = sql.execute(_CLAIM, (party, *where, party)).fetchall()
             else:
                 rows = sql.execute(_TAKE, (*where, party)).fetchall()
+        say_missing(missing)
         return Claim(*rows[0]) if rows else None
 
     def acknowledge(self, party: str, claims: Iterable[tuple[int, int]], timeout: float | None = None) -> int:
         """Delete claimed messages, given by id and deliveries; return how many were still this party's."""
         with self.database.write(timeout) as sql:
-            return sum(
-                sql.execute(
-                    "DELETE FROM message WHERE id = ? AND party = ? AND deliveries = ?", (id_, party, deliveries)
-                ).rowcount
-                for id_, deliveries in claims
-            )
+            return _acknowledge(sql, party, claims)
 
     def give_back(self, party: str, claims: Iterable[tuple[int, int]], timeout: float | None = None) -> int:
         """Make claimed messages ready again, at their old place; return how many were still this party's."""
@@ -275,6 +286,21 @@ _EXPIRED = (
     "SELECT name FROM queue WHERE used_at + expires <= ?"
     " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)"
 )
+
+
+def say_missing(number: int) -> None:
+    """Log that messages were settled too late."""
+    if number:
+        logger.warning("%d message(s) were no longer this consumer's when it settled them", number)
+
+
+def _acknowledge(sql: sqlite3.Connection, party: str, claims: Iterable[tuple[int, int]]) -> int:
+    return sum(
+        sql.execute(
+            "DELETE FROM message WHERE id = ? AND party = ? AND deliveries = ?", (id_, party, deliveries)
+        ).rowcount
+        for id_, deliveries in claims
+    )
 
 
 def _route(sql: sqlite3.Connection, exchange: str, routing_key: str) -> list[tuple[str, float | None]]:

@@ -20,7 +20,8 @@ Transport options that are read: ``publish_timeout`` (seconds, default 10) and `
 looks for dead processes and expired things, default 1).
 
 In an event loop one message is delivered per turn: what its callback schedules (an acknowledgement) runs before the
-next delivery, so a worker that dies takes no finished task back with it.
+next delivery. Acknowledgements go with that, in one transaction, or at once where nothing is left to deliver: a worker
+that dies takes no task back with it that had ended before its last one began.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -46,7 +48,7 @@ from qbridge.backends.embedded.presence import Presence
 from qbridge.backends.embedded.qos import QoS
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES, ExchangeMissing
 from qbridge.backends.embedded.staying import Staying
-from qbridge.backends.embedded.store import Outgoing, Store
+from qbridge.backends.embedded.store import Claim, Outgoing, Store, say_missing
 from qbridge.backends.forking import begin_anew_after_fork
 
 __all__ = ["Transport"]
@@ -93,6 +95,8 @@ class Transport(virtual.Transport):
         self._next_sweep = 0.0
         self._alarm = Alarm()
         self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
+        self._settled: list[tuple[int, int]] = []
+        self._settling = threading.Lock()
         self._kept: list[QoS] = []
         begin_anew_after_fork(self)
 
@@ -230,14 +234,58 @@ class Transport(virtual.Transport):
                 self._presence.wait(wake_up - now)
                 self._look_again_if_woken()
 
-    def nudge(self) -> None:
-        """Give the consumers a turn if one has room and something may be waiting for it; from any thread."""
-        if self._presence is not None and any(channel.wants_turn() for channel in tuple(self.channels)):
-            self._presence.poke()
+    def nudge(self) -> bool:
+        """Give the consumers a turn if one has room and something may be waiting for it; from any thread.
+
+        Returns:
+            Whether there will be a turn.
+        """
+        if self._presence is None or not any(channel.wants_turn() for channel in tuple(self.channels)):
+            return False
+        self._presence.poke()
+        return True
+
+    def claim(self, queue: str, *, keep: bool, timeout: float) -> Claim | None:
+        """Claim the next message for this party; acknowledgements that wait for it go in the same transaction.
+
+        Args:
+            queue: its name.
+            keep: False to delete it at once.
+            timeout: seconds to wait for the file.
+
+        Raises:
+            FileUnavailable: if the file is not had in time; nothing is forgotten.
+        """
+        if not self.store.has_ready(queue):
+            return None
+        settled = self._take_settled()
+        try:
+            return self.store.claim(queue, self.party(), keep=keep, timeout=timeout, settled=settled)
+        except BaseException:
+            with self._settling:
+                self._settled[:0] = settled
+            raise
+
+    def _take_settled(self) -> list[tuple[int, int]]:
+        with self._settling:
+            settled, self._settled = self._settled, []
+        return settled
 
     def settle(self, claims: list[tuple[int, int]], *, requeue: bool) -> None:
         """Acknowledge messages, or give them back; on a file that stays busy this is done later, not forgotten."""
         if self._presence is None:
+            return
+        if self._loop is not None and not requeue:
+            with self._settling:
+                self._settled.extend(claims)
+            if self.nudge():
+                return  # the next turn's claim takes them along, or that turn finds nothing and settles them
+            claims = self._take_settled()
+        self._settle_now(claims, requeue)
+        self.nudge()
+
+    def _settle_now(self, claims: list[tuple[int, int]], requeue: bool) -> None:
+        if self._presence is None or not claims:
             return
         try:
             self._settle(self._presence, claims, requeue)
@@ -246,7 +294,6 @@ class Transport(virtual.Transport):
         except FileUnavailable as error:
             logger.warning("Cannot settle %d message(s) now, trying again: %s", len(claims), error)
             self._put_off.append((claims, requeue))
-        self.nudge()
 
     def sweep(self) -> None:
         """Settle what was put off, take over from the dead, end what has expired, and look at all queues again."""
@@ -277,11 +324,12 @@ class Transport(virtual.Transport):
 
     def _settle(self, presence: Presence, claims: list[tuple[int, int]], requeue: bool) -> None:
         step = self.store.give_back if requeue else self.store.acknowledge
-        missing = len(claims) - step(presence.id, claims, timeout=SETTLE_PATIENCE)
-        if missing:
-            logger.warning("%d message(s) were no longer this consumer's when it settled them", missing)
+        say_missing(len(claims) - step(presence.id, claims, timeout=SETTLE_PATIENCE))
 
     def _settle_put_off(self, presence: Presence) -> None:
+        settled = self._take_settled()
+        if settled:
+            self._put_off.append((settled, False))
         while self._put_off:
             self._settle(presence, *self._put_off[0])
             del self._put_off[0]
@@ -327,7 +375,8 @@ class Transport(virtual.Transport):
 
     def _on_wake(self) -> None:
         self._look_again_if_woken()
-        self._deliver_next()
+        if not self._deliver_next():
+            self._settle_now(self._take_settled(), requeue=False)
         self.nudge()
 
     def _on_sweep(self) -> None:
@@ -339,6 +388,8 @@ class Transport(virtual.Transport):
         self._presence = self._loop = self._sweep_timer = None
         self._alarm = Alarm()
         self._put_off.clear()
+        self._settled.clear()
+        self._settling = threading.Lock()
         self._kept.clear()
         for channel in tuple(self.channels):
             channel.forget()

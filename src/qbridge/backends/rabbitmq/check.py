@@ -19,8 +19,9 @@ from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from qbridge.backends.base import Finding
 from qbridge.backends.deadline import deadline, remaining
 from qbridge.backends.network import reach, redact
+from qbridge.backends.rabbitmq.connection import BoundedAMQPTransport
 from qbridge.backends.rabbitmq.explain import explain, surprise
-from qbridge.backends.rabbitmq.publisher import BoundedAMQPTransport, ConfirmChannel, NotConfirmed
+from qbridge.backends.rabbitmq.publisher import ConfirmChannel, NotConfirmed
 from qbridge.backends.urls import Address
 
 if TYPE_CHECKING:
