@@ -110,6 +110,12 @@ class BridgeConnection(Connection):
             timeout,
         )
 
+    @property
+    def default_channel(self) -> Any:
+        """The channel that is used where none is named; kombu works out how it would connect each time it is asked."""
+        channel = self._default_channel
+        return channel if channel is not None and self.connected else super().default_channel
+
     def _establish_connection(self) -> Any:
         configured: Any = self.connect_timeout
         left = remaining()
@@ -267,10 +273,10 @@ class BridgeConnectionPool(ConnectionPool):
         self._closed = True
         with deadline(_GOODBYE):
             while True:
-                try:
+                with self._resource.mutex:  # who has just seen something in it must find it
+                    if not self._resource.queue:
+                        break
                     resource = self._resource.queue.pop()
-                except IndexError:
-                    break
                 if not isinstance(resource, lazy):
                     resource.say_goodbye()
         turn_away(self)

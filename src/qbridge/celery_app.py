@@ -31,6 +31,7 @@ from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.delays import NativeDelays
 from qbridge.config import WorkerConfig
 from qbridge.exceptions import ConfigurationError
+from qbridge.producer import turn_away
 from qbridge.serialization.lock import Lock
 from qbridge.serialization.results import TypedResultMixin
 
@@ -208,13 +209,22 @@ class BridgeCelery(Celery):
                 amqp._rtable = None
                 amqp.forget_derived("router")
             amqp.forget_derived("send_task_message", "create_task_message", "utc")
-        for name in ("timezone", "annotations", "control"):
+        for name in ("timezone", "annotations", "control", "extends_results"):
             self.__dict__.pop(name, None)
         if names is None or any(name.startswith("broker_") for name in names):
             self.drop_connections()
         if names is None or any(name.startswith(_BACKENDS) for name in names):
             self._forget_backend()
         self._tasks.follow(self._conf, names)
+
+    @cached_property
+    def extends_results(self) -> bool:
+        """Whether results tell their task and its arguments; Celery looks the setting up for each of them."""
+        return bool(self.conf.result_extended)
+
+    def now(self) -> datetime:
+        """Return the present moment in the app's time zone; Celery converts it twice."""
+        return datetime.now(self.timezone)
 
     @property
     def backend(self) -> Any:
@@ -265,8 +275,9 @@ class BridgeCelery(Celery):
             pool = self.amqp.producer_pool
             try:
                 return super()._acquire_producer(self._for_a_whole_attempt(bounded(timeout)))
-            except RuntimeError:
-                # a setting was assigned in another thread, between the look at the pool and its use
+            except (RuntimeError, IndexError):
+                # a setting was assigned in another thread, between the look at the pool and its use (kombu empties the
+                # pool without a lock: who has just seen something in it finds nothing)
                 if pool is self.amqp.producer_pool:
                     raise
 
@@ -283,6 +294,7 @@ class BridgeCelery(Celery):
                 producers, amqp._producer_pool = amqp._producer_pool, None
                 if producers is not None:
                     producers.force_close_all()
+                    turn_away(producers)
             self.__dict__.pop("control", None)  # its mailbox keeps the pool of producers
         if pool is not None:
             pool.retire()

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kombu.compression import compress
+from kombu.connection import is_connection
+from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 from kombu.pools import ProducerPool
-from kombu.utils.functional import lazy
+from kombu.utils.functional import ChannelPromise, lazy
 
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.publisher import NotConfirmed
@@ -16,7 +18,7 @@ from qbridge.exceptions import PayloadError
 from qbridge.serialization.lock import Lock
 from qbridge.serialization.locked_messages import Kind, Letter, lock_letter
 
-__all__ = ["BridgeProducer", "BridgeProducerPool", "turn_away"]
+__all__ = ["BridgeProducer", "BridgeProducerPool", "PoolClosed", "turn_away"]
 
 
 class BridgeProducer(Producer):
@@ -39,6 +41,18 @@ class BridgeProducer(Producer):
 
     #: Where the writes of a bulk submission are kept until all its messages are made; None: each is written at once.
     held: list[Callable[[], int]] | None = None
+
+    def revive(self, channel: Any) -> None:
+        """Take a connection or a channel.
+
+        kombu copies the exchange for each use of a pooled producer; the default one needs no channel of its own.
+        """
+        unbound: Any = self  # kombu's types know no connection here
+        if not is_connection(channel) or unbound.exchange.name:
+            super().revive(channel)
+            return
+        unbound.__connection__ = channel
+        unbound._channel = ChannelPromise(lambda: channel.default_channel)
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         """Declare a queue or exchange unless this connection has done so.
@@ -140,6 +154,10 @@ class BridgeProducer(Producer):
         return write()
 
 
+class PoolClosed(RuntimeError, OperationalError):
+    """The pool was closed by another thread; kombu raises a ``RuntimeError``, which no sender knows."""
+
+
 def turn_away(pool: Any) -> None:
     """Tell each thread that waits in a pool that has been closed; kombu looks at that before it waits only.
 
@@ -148,7 +166,7 @@ def turn_away(pool: Any) -> None:
     """
 
     def closed() -> None:
-        raise RuntimeError("Acquire on closed pool")
+        raise PoolClosed("Acquire on closed pool")
 
     pool._resource.put_nowait(lazy(closed))
 
@@ -158,12 +176,6 @@ class BridgeProducerPool(ProducerPool):
 
     def __init__(self, connections: Any, limit: int | None, producer: type[Producer]) -> None:
         super().__init__(connections, limit=limit, Producer=producer)
-
-    def force_close_all(self, close_pool: bool = True) -> None:
-        """Forget all producers; who waits for one learns that there will be none."""
-        super().force_close_all(close_pool)
-        if close_pool:
-            turn_away(self)
 
     def _acquire_connection(self) -> Any:
         return self.connections.acquire(block=True, timeout=bounded(None))

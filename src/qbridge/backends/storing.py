@@ -131,6 +131,26 @@ class KeepsOutcomes(_Base):
             return None
         return super().mark_as_retry(task_id, exc, traceback, request=request, **kwargs)
 
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
+    ) -> Any:
+        """Return what is stored: what Celery makes of it, which looks up a setting at length each time."""
+        if getattr(self.app, "extends_results", True):
+            return super()._get_result_meta(result, state, traceback, request, format_date, encode)
+        done = self.app.now() if state in self.READY_STATES else None
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": done.isoformat() if done is not None and format_date else done,
+        }
+        if getattr(request, "group", None):
+            meta["group_id"] = request.group
+        if getattr(request, "parent_id", None):
+            meta["parent_id"] = request.parent_id
+        return meta
+
     def _store_now(self, *given: Any, **kwargs: Any) -> Any:
         """Store with the backend's own bounds."""
         return super().store_result(*given, **kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 from amqp.exceptions import ResourceLocked
 from celery import signals
 from celery.app.trace import build_tracer
-from celery.concurrency import prefork, solo
+from celery.concurrency import prefork
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -24,6 +24,7 @@ from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
 from qbridge.serialization.refused import MessageRefused
 from qbridge.task import TaskDefinition
 from qbridge.versions import newer, version_in
+from qbridge.worker.acknowledging import AcknowledgingConsumer
 from qbridge.worker.claims import Claims
 from qbridge.worker.cleanup import Cleanup
 from qbridge.worker.dead_letters import DeadLetters
@@ -80,7 +81,7 @@ class _Strategies(dict[str, Any]):
         return strategy
 
 
-class BridgeConsumer(Consumer):
+class BridgeConsumer(AcknowledgingConsumer):
     """Celery's consumer, with eleven differences.
 
     Where there are keys, what no holder of them has sent is refused, commands to workers too.
@@ -119,7 +120,6 @@ class BridgeConsumer(Consumer):
         self._handle: Callable[[Any], Any] = lambda message: None  # there is none before the first connection
         self._refusals = 0
         self._lost_at = float("-inf")
-        self._acks_inline = isinstance(self.pool, solo.TaskPool)
         if getattr(self.pool, "is_green", False) and not self.hub:
             self.loop = green_loop
 
@@ -215,18 +215,6 @@ class BridgeConsumer(Consumer):
         ending = getattr(self.controller, "ending", None)
         return ending if ending is not None and ending.began else None
 
-    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge or reject: at once where the task runs in the loop itself, else as Celery does."""
-        if not self._acks_inline:
-            return super().call_soon_ack(p, *args, **kwargs)
-        return p(*args, **kwargs)
-
-    def _hold_acks(self) -> None:
-        """Have acknowledgements go together that are made one after the other in the loop itself."""
-        hold = getattr(getattr(self.connection, "connection", None), "hold_acks", None)
-        if hold is not None and self._acks_inline:
-            hold(self.initial_prefetch_count)
-
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Return Celery's message handler inside a guard."""
         handle = super().create_task_handler(*args, **kwargs)
@@ -235,7 +223,7 @@ class BridgeConsumer(Consumer):
         lock, max_bytes = app.lock, app.max_payload_bytes
         self._claims.start()
         self._cleanup.start()
-        self._hold_acks()
+        self.hold_acks()
         connection_errors = tuple(
             error for error in self.connection_errors + self.channel_errors if not issubclass(error, MESSAGE_FAULTS)
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
+from kombu.asynchronous.timer import Timer
 
 from qbridge.backends.embedded import EmbeddedBroker, channel, register, transport
 from qbridge.backends.embedded.database import Database
@@ -39,10 +40,11 @@ class Loop:
         producer = self.connection.Producer()
         for number in range(N):
             producer.publish(number, routing_key="work", declare=[WORK])
-        self.hub = Hub()
+        self.hub = Hub(timer=Timer(max_interval=0.05))  # else a loop in which nothing happens sleeps for seconds
         self.channel: Any = self.connection.channel()
         self.channel.basic_qos(0, prefetch, False)
         Consumer(self.channel, [WORK], on_message=on_message).consume()
+        self.connection.transport.hold_acks(prefetch)
         self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
 
     def run_until(self, condition: Callable[[], bool]) -> None:
@@ -152,6 +154,28 @@ def test_closing_right_after_an_acknowledgement_gives_only_the_others_back(
     else:
         loop.connection.release()
     assert loop.left() == N - 2
+
+
+def test_whoever_cannot_wait_settles_what_waits(consume: Callable[..., Loop]) -> None:
+    """A task that is acknowledged before it runs, or one that a timer begins."""
+    messages: list[Any] = []
+    loop = consume(messages.append)
+    loop.run_until(lambda: len(messages) == 3)
+    messages[0].ack()
+    messages[1].ack()
+    assert loop.left() == N
+    loop.channel.settle_now()
+    assert loop.left() == N - 2
+
+
+def test_nobody_waits_who_has_not_asked_to(consume: Callable[..., Loop]) -> None:
+    """The loop of a worker whose tasks run elsewhere."""
+    messages: list[Any] = []
+    loop = consume(messages.append)
+    loop.connection.transport._holds_acks = False
+    loop.run_until(lambda: len(messages) == 3)
+    messages[0].ack()
+    assert loop.left() == N - 1
 
 
 def test_what_is_given_back_does_not_wait(consume: Callable[..., Loop]) -> None:

@@ -193,6 +193,7 @@ def test_a_connection_that_is_given_up_holds_nothing(patient: Line) -> None:
 
 def test_a_connection_that_nobody_has_any_more_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does the thread keep the connection."""
+    monkeypatch.setattr(acks, "_LOST", 0.05)
     made = Line(monkeypatch)
     sock = made.connection.transport.sock
     with made.server, sock:
@@ -202,11 +203,11 @@ def test_a_connection_that_nobody_has_any_more_leaves_no_thread(monkeypatch: pyt
         gone = weakref.ref(made.connection)
         made.connection.channels.clear()
         made.channel = made.connection = made.got = None
-        gc.collect()
-        assert gone() is None
+        wait_until(lambda: gc.collect() is not None and gone() is None, 10, what="the connection to be gone")
         wait_until(lambda: not watchers(), 10, what="the thread to end")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 and later
 def test_a_forked_child_sends_nothing_of_its_parents(patient: Line) -> None:
     """The socket is one for both."""
     patient.connection.hold_acks(64)
@@ -222,6 +223,39 @@ def test_a_forked_child_sends_nothing_of_its_parents(patient: Line) -> None:
     assert bool(patient.connection.acks)
     patient.connection.transport.write(b"")
     assert arrived(patient) == ack(1)
+
+
+def test_without_another_thread_each_goes_by_itself(patient: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have as many as it is allowed."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patient.connection.hold_acks(64)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    patient.channel.basic_ack(1)
+    assert arrived(patient) == ack(1)
+    monkeypatch.undo()
+
+
+def test_who_holds_the_lock_for_long_does_not_keep_a_connection_open(patient: Line) -> None:
+    """A thread that is stuck in a write, say."""
+    patient.connection.hold_acks(64)
+    patient.channel.basic_ack(1)
+    with patient.connection.acks.lock:
+        patient.connection.collect()
+    assert not patient.connection.acks
+
+
+def test_what_cannot_wait_takes_the_others_along(patient: Line) -> None:
+    """A task that is acknowledged before it runs."""
+    patient.connection.hold_acks(64)
+    patient.channel.basic_ack(1)
+    patient.channel.basic_ack(2)
+    patient.channel.settle_now()
+    assert arrived(patient) == ack(1) + ack(2)
+    patient.channel.settle_now()
+    assert arrived(patient) == b""
 
 
 def test_over_tls_each_goes_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

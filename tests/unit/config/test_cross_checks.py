@@ -26,6 +26,7 @@ from qbridge.retry import Retry
         ({"worker": {"watchdog": -1}}, "worker.watchdog"),
         ({"worker": {"health_port": 65536}}, "worker.health_port"),
         ({"worker": {"health_port": 80}, "defaults": "celery"}, "qbridge's own worker"),
+        ({"results": {"url": "sqlite:///x.db", "cleanup_interval": 60}, "defaults": "celery"}, "let beat remove"),
         ({"broker": "redis://h", "queues": [QueueConfig("a", type="quorum")]}, "only RabbitMQ has queue types"),
         ({"queues": [QueueConfig("a", max_priority=3)]}, "RabbitMQ's classic queues"),
         ({"queues": ["a", "a"]}, "there twice"),
@@ -97,6 +98,7 @@ def test_celerys_defaults_join_a_fleet_as_it_is() -> None:
         queues=[QueueConfig("celery", declare=False)],
     )
     assert config.results.kind == "rpc"
+    BridgeConfig(defaults="celery", results={"url": "sqlite:///x.db", "cleanup_interval": None})
 
 
 def test_rpc_needs_a_broker_that_carries_it() -> None:

@@ -256,6 +256,11 @@ class Channel(virtual.Channel):
         else:
             self.qos.ack(delivery_tag)
 
+    def settle_now(self) -> None:
+        """Write down what has been acknowledged."""
+        if self.connection is not None:
+            self.connection.settle_waiting()
+
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self.stays:
             self.transport  # noqa: B018  # as above

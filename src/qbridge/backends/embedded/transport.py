@@ -20,8 +20,9 @@ Transport options that are read: ``publish_timeout`` (seconds, default 10) and `
 looks for dead processes and expired things, default 1).
 
 In an event loop one message is delivered per turn: what its callback schedules (an acknowledgement) runs before the
-next delivery. Acknowledgements go with that, in one transaction, or at once where nothing is left to deliver: a worker
-that dies takes no task back with it that had ended before its last one began.
+next delivery, so a worker that dies takes no finished task back with it. For a worker that runs its tasks in the loop
+acknowledgements go with that delivery, in one transaction, or at once where nothing is left to deliver: again before
+the next task begins.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Transport(virtual.Transport):
         self._next_sweep = 0.0
         self._alarm = Alarm()
         self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
+        self._holds_acks = False
         self._settled: list[tuple[int, int]] = []
         self._settling = threading.Lock()
         self._kept: list[QoS] = []
@@ -266,6 +268,19 @@ class Transport(virtual.Transport):
                 self._settled[:0] = settled
             raise
 
+    def hold_acks(self, prefetch: int) -> None:
+        """Let acknowledgements wait for the next claim from now on; whoever runs a task in between settles them first.
+
+        Args:
+            prefetch: how many messages a consumer may hold; whatever it is, the next claim is at hand.
+        """
+        self._holds_acks = True
+
+    def settle_waiting(self) -> None:
+        """Settle what waits for the next claim."""
+        if self._settled:
+            self._settle_now(self._take_settled(), requeue=False)
+
     def _take_settled(self) -> list[tuple[int, int]]:
         with self._settling:
             settled, self._settled = self._settled, []
@@ -275,7 +290,7 @@ class Transport(virtual.Transport):
         """Acknowledge messages, or give them back; on a file that stays busy this is done later, not forgotten."""
         if self._presence is None:
             return
-        if self._loop is not None and not requeue:
+        if self._holds_acks and self._loop is not None and not requeue:
             with self._settling:
                 self._settled.extend(claims)
             if self.nudge():
@@ -376,7 +391,7 @@ class Transport(virtual.Transport):
     def _on_wake(self) -> None:
         self._look_again_if_woken()
         if not self._deliver_next():
-            self._settle_now(self._take_settled(), requeue=False)
+            self.settle_waiting()
         self.nudge()
 
     def _on_sweep(self) -> None:

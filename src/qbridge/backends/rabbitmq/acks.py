@@ -3,11 +3,12 @@
 Each one that is sent by itself wakes the broker, which costs more time than a short task takes. So those of a worker
 that runs its tasks in its loop wait for company: until there are several, until nothing is left to read, or for ten
 milliseconds; whatever else is written to the connection takes them along. The messages of a worker that is killed
-meanwhile are delivered again, as after an acknowledgement that was lost on its way. None is ever made before the end
-of its task.
+meanwhile are delivered again, as after an acknowledgement that was lost on its way. One that
+belongs before its task (``at_most_once``) waits for nobody.
 
 A long task may begin right after a short one, in the thread that reads and writes. So a thread of this module sends
-what has waited; it never blocks.
+what has waited; it never blocks. It needs the interpreter for that, like every thread: a task that does not let go of
+it keeps acknowledgements waiting too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ __all__ = ["HeldAcks"]
 _AT_MOST = 16
 _WAIT = 0.005
 """Seconds for which the thread leaves what it finds to others; it looks as often, so nothing waits twice as long."""
+_LOST = 30.0
+"""Seconds after which the thread notices that nobody has its connection any more."""
+_LOCKED = 0.1
+"""Seconds for which giving up a connection waits for who writes to it: who is stuck there must not keep it open."""
 
 
 class HeldAcks:
@@ -44,7 +49,7 @@ class HeldAcks:
         self._since = 0.0
         self._stirred = threading.Event()
         self._thread: threading.Thread | None = None
-        self._connection = weakref.ref(connection, lambda _: self.end())
+        self._connection = weakref.ref(connection)
         begin_anew_after_fork(self)
 
     def begin(self, prefetch: int) -> None:
@@ -57,15 +62,19 @@ class HeldAcks:
         self._limit = min(_AT_MOST, prefetch // 2) if prefetch else _AT_MOST
 
     def end(self) -> None:
-        """Forget what is held, and hold nothing back any more: the connection is lost."""
-        self._limit = self._count = 0
-        self._frames = bytearray()
-        self._stirred.set()
+        """Forget what is held, and hold nothing back any more: the connection is lost, or given up."""
+        # the number of its socket may soon be another's: nobody must be about to write to it
+        locked = self.lock.acquire(timeout=_LOCKED)
+        try:
+            self._forget()
+        finally:
+            if locked:
+                self.lock.release()
 
     def after_fork(self) -> None:
         """In a forked child: the connection is the parent's."""
         self.lock, self._stirred, self._thread = threading.Lock(), threading.Event(), None
-        self.end()
+        self._forget()
 
     def add(self, frame: bytes) -> bool:
         """Hold a frame back; False if it is to be sent now, which takes the others along.
@@ -73,7 +82,7 @@ class HeldAcks:
         Args:
             frame: a whole one.
         """
-        if self._limit < 2:
+        if self._limit < 2 or (self._thread is None and not self._has_begun()):
             return False
         with self.lock:
             if self._count + 1 >= self._limit:
@@ -84,9 +93,6 @@ class HeldAcks:
                 return True
             self._since = time.monotonic()
         self._stirred.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="qbridge-acks", daemon=True)
-            self._thread.start()
         return True
 
     def __bool__(self) -> bool:
@@ -97,32 +103,50 @@ class HeldAcks:
         frames, self._frames, self._count = bytes(self._frames), bytearray(), 0
         return frames
 
+    def _forget(self) -> None:
+        self._limit = self._count = 0
+        self._frames = bytearray()
+        self._stirred.set()
+
+    def _has_begun(self) -> bool:
+        thread = threading.Thread(target=self._watch, name="qbridge-acks", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had
+            return False
+        self._thread = thread
+        return True
+
     def _watch(self) -> None:
-        while self._limit:
-            self._stirred.wait()
+        while self._limit and self._connection() is not None:
+            if not self._stirred.wait(_LOST):
+                continue
             self._stirred.clear()
             time.sleep(_WAIT)
-            if self.lock.acquire(blocking=False):  # else somebody writes, and takes them along
+            if self.lock.acquire(blocking=False):
                 try:
                     self._send_what_has_waited()
                 finally:
                     self.lock.release()
+            elif self._frames:  # who writes takes them along; who adds to them does not
+                self._stirred.set()
         self._thread = None
 
     def _send_what_has_waited(self) -> None:
         connection: Any = self._connection()
         if not self._frames or connection is None or time.monotonic() - self._since < _WAIT:
             return  # what is younger has stirred the thread again
-        transport = connection.transport
         try:
-            sent = transport.sock.send(self._frames, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+            # not `transport`, which would connect anew
+            sent = connection._transport.sock.send(self._frames, socket.MSG_DONTWAIT)
+        except (BlockingIOError, TimeoutError):
             sent = 0
         except (OSError, AttributeError):  # lost, or closed: the loop learns of it when it reads
-            self.end()
+            self._forget()
             return
+        if sent:
+            connection.bytes_sent += 1  # what py-amqp's heartbeats go by
         del self._frames[:sent]
         self._count = 0
-        connection.bytes_sent += 1  # what py-amqp's heartbeats go by
         if self._frames:
             self._stirred.set()

@@ -42,6 +42,12 @@ class _Channel(pyamqp.Channel):
         if multiple or connection is None or not connection.acks.add(_ack(number, delivery_tag)):
             super().basic_ack(delivery_tag, multiple)
 
+    def settle_now(self) -> None:
+        """Send what has been acknowledged."""
+        connection: Any = self.connection
+        if connection is not None:
+            connection.send_acks()
+
 
 class _BoundedConnection(pyamqp.Connection):
     """py-amqp's connection; its reads and writes end with the call's deadline (see ``backends.deadline``).
@@ -69,6 +75,16 @@ class _BoundedConnection(pyamqp.Connection):
         if self.plain:
             self.acks.begin(prefetch)
 
+    def send_acks(self) -> None:
+        """Send what is held back.
+
+        Raises:
+            OSError: if the connection is lost, or the time of the call is up.
+        """
+        transport: Any = self._transport
+        if self.acks and transport is not None:
+            transport.write(b"")
+
     def collect(self) -> None:
         self.acks.end()
         super().collect()
@@ -87,13 +103,13 @@ class _BoundedConnection(pyamqp.Connection):
             return super().blocking_read(bounded(timeout))
         transport: Any = self.transport
         if not _end_of_frame(transport._read_buffer):
-            if self.acks and timeout != 0:
-                transport.write(b"")
+            if timeout != 0:
+                self.send_acks()
             try:
                 _receive(transport, bounded(timeout))
             except TimeoutError:
-                if self.acks and timeout == 0:  # nothing is left to read: the loop will wait
-                    transport.write(b"")
+                if timeout == 0:  # nothing is left to read: the loop will wait
+                    self.send_acks()
                 raise
         handle: Any = self.on_inbound_frame
         return handle(transport.read_frame())
@@ -178,7 +194,7 @@ def _send(transport: Any, sock: Any, acks: HeldAcks, frame: Any) -> None:
         octets = acks.take() + frame if acks else frame
         try:
             sent = sock.send(octets, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):  # the other one where somebody else has given the socket a timeout
             sent = 0
         if sent < len(octets):
             try:

@@ -47,12 +47,17 @@ class Leasing:
                     raise
                 say_late(late)
 
+    def settle_now(self: Any) -> None:
+        """Acknowledge what is done without waiting for company; what cannot be said now is said later."""
+        if self._keeper is not None and self._process == os.getpid():
+            self._settle_now()
+
     def _settle_now(self: Any) -> None:
-        # nobody closes the channel once more, so what the end of the worker finds unsent would not be sent
+        # of a closed channel: nobody closes it once more, so what the end of the worker finds unsent would not be sent
         try:
             self.settle()
         except Exception as error:  # noqa: BLE001 - the keeper tries again
-            logger.warning("Cannot acknowledge yet what ran while the connection broke: %s", type(error).__name__)
+            logger.warning("Cannot acknowledge yet, trying again: %s", type(error).__name__)
             self._keeper.settle_soon()
 
     def give_back(self: Any, claims: list[tuple[str, str]], side: str) -> None:

@@ -368,6 +368,13 @@ def kill_child(path: str, times: int) -> int:
     return number
 
 
+@task(delivery="at_most_once", results=False)
+def kill_once(path: str) -> None:
+    """Kill the process that runs it; nobody is to run it again."""
+    _note(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @task(context=True, retry=Retry(on=OutOfStock, attempts=2, wait_initial=1.5, wait_jitter=0.0))
 def kill_child_then_fail(ctx: TaskContext, path: str) -> int:
     """Kill the process in the first run, fail in the second, and say which attempt the third is."""
