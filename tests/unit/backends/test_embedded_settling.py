@@ -14,7 +14,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 
-from qbridge.backends.embedded import EmbeddedBroker, channel, register, transport
+from qbridge.backends.embedded import EmbeddedBroker, channel, register, settling, transport
 from qbridge.backends.embedded.database import Database
 
 assert register.SCHEME
@@ -113,6 +113,7 @@ def test_an_acknowledgement_costs_no_transaction_of_its_own(
 def test_a_busy_file_forgets_no_acknowledgement(consume: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one that would have gone with a claim, nor one that comes meanwhile."""
     monkeypatch.setattr(channel, "CLAIM_PATIENCE", 0.02)
+    monkeypatch.setattr(settling, "SETTLE_PATIENCE", 0.02)
     monkeypatch.setattr(transport, "SETTLE_PATIENCE", 0.02)
     messages: list[Any] = []
     loop = consume(messages.append)

@@ -30,7 +30,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -48,21 +47,20 @@ from qbridge.backends.embedded.errors import FileReplaced, FileUnavailable
 from qbridge.backends.embedded.presence import Presence
 from qbridge.backends.embedded.qos import QoS
 from qbridge.backends.embedded.routing import EXCHANGE_TYPES, ExchangeMissing
+from qbridge.backends.embedded.settling import SETTLE_PATIENCE, Settling
 from qbridge.backends.embedded.staying import Staying
-from qbridge.backends.embedded.store import Claim, Outgoing, Store, say_missing
+from qbridge.backends.embedded.store import Outgoing, Store
 from qbridge.backends.forking import begin_anew_after_fork
 
 __all__ = ["Transport"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-SETTLE_PATIENCE = 1.0
-"""Seconds that an acknowledgement waits for a busy file before it is put off to the next sweep."""
 SENDERS_SWEEP_INTERVAL = 10.0
 """Seconds between two sweeps by a process that only sends: broadcasts must not pile up where all consumers are dead."""
 
 
-class Transport(virtual.Transport):
+class Transport(Settling, virtual.Transport):
     """One connection to the file, and this process's party on it once it consumes."""
 
     Channel = Channel
@@ -95,10 +93,7 @@ class Transport(virtual.Transport):
         self._sweep_timer: Any = None
         self._next_sweep = 0.0
         self._alarm = Alarm()
-        self._put_off: list[tuple[list[tuple[int, int]], bool]] = []
-        self._holds_acks = False
-        self._settled: list[tuple[int, int]] = []
-        self._settling = threading.Lock()
+        self.settle_nothing()
         self._kept: list[QoS] = []
         begin_anew_after_fork(self)
 
@@ -144,7 +139,7 @@ class Transport(virtual.Transport):
         if not claims:
             return False
         try:
-            self._settle_put_off(presence)
+            self.settle_put_off(presence)
             staying = Staying(presence, self.store, claims)
         except FileUnavailable as error:
             logger.warning("Cannot keep what running tasks have claimed: %s", error)
@@ -157,7 +152,7 @@ class Transport(virtual.Transport):
 
     def _leave(self, presence: Presence) -> None:
         try:
-            self._settle_put_off(presence)
+            self.settle_put_off(presence)
             self.store.leave(presence.id)
         except FileUnavailable as error:  # others will find the lock free, and take over from there
             logger.warning("Cannot leave the embedded broker in good order: %s", error)
@@ -247,75 +242,12 @@ class Transport(virtual.Transport):
         self._presence.poke()
         return True
 
-    def claim(self, queue: str, *, keep: bool, timeout: float) -> Claim | None:
-        """Claim the next message for this party; acknowledgements that wait for it go in the same transaction.
-
-        Args:
-            queue: its name.
-            keep: False to delete it at once.
-            timeout: seconds to wait for the file.
-
-        Raises:
-            FileUnavailable: if the file is not had in time; nothing is forgotten.
-        """
-        if not self.store.has_ready(queue):
-            return None
-        settled = self._take_settled()
-        try:
-            return self.store.claim(queue, self.party(), keep=keep, timeout=timeout, settled=settled)
-        except BaseException:
-            with self._settling:
-                self._settled[:0] = settled
-            raise
-
-    def hold_acks(self, prefetch: int) -> None:
-        """Let acknowledgements wait for the next claim from now on; whoever runs a task in between settles them first.
-
-        Args:
-            prefetch: how many messages a consumer may hold; whatever it is, the next claim is at hand.
-        """
-        self._holds_acks = True
-
-    def settle_waiting(self) -> None:
-        """Settle what waits for the next claim."""
-        if self._settled:
-            self._settle_now(self._take_settled(), requeue=False)
-
-    def _take_settled(self) -> list[tuple[int, int]]:
-        with self._settling:
-            settled, self._settled = self._settled, []
-        return settled
-
-    def settle(self, claims: list[tuple[int, int]], *, requeue: bool) -> None:
-        """Acknowledge messages, or give them back; on a file that stays busy this is done later, not forgotten."""
-        if self._presence is None:
-            return
-        if self._holds_acks and self._loop is not None and not requeue:
-            with self._settling:
-                self._settled.extend(claims)
-            if self.nudge():
-                return  # the next turn's claim takes them along, or that turn finds nothing and settles them
-            claims = self._take_settled()
-        self._settle_now(claims, requeue)
-        self.nudge()
-
-    def _settle_now(self, claims: list[tuple[int, int]], requeue: bool) -> None:
-        if self._presence is None or not claims:
-            return
-        try:
-            self._settle(self._presence, claims, requeue)
-        except FileReplaced:
-            raise
-        except FileUnavailable as error:
-            logger.warning("Cannot settle %d message(s) now, trying again: %s", len(claims), error)
-            self._put_off.append((claims, requeue))
-
     def sweep(self) -> None:
         """Settle what was put off, take over from the dead, end what has expired, and look at all queues again."""
         self._next_sweep = time.monotonic() + self.sweep_interval
         try:
             if self._presence is not None:
-                self._settle_put_off(self._presence)
+                self.settle_put_off(self._presence)
             self.store.sweep(None if self._presence is None else self._presence.id, timeout=SETTLE_PATIENCE)
         except FileReplaced:
             raise
@@ -336,18 +268,6 @@ class Transport(virtual.Transport):
             logger.warning("Cannot look for messages that are due, trying again: %s", error)
             due = time.time() + self.sweep_interval
         self._alarm.set(due)
-
-    def _settle(self, presence: Presence, claims: list[tuple[int, int]], requeue: bool) -> None:
-        step = self.store.give_back if requeue else self.store.acknowledge
-        say_missing(len(claims) - step(presence.id, claims, timeout=SETTLE_PATIENCE))
-
-    def _settle_put_off(self, presence: Presence) -> None:
-        settled = self._take_settled()
-        if settled:
-            self._put_off.append((settled, False))
-        while self._put_off:
-            self._settle(presence, *self._put_off[0])
-            del self._put_off[0]
 
     def _deliver_next(self) -> bool:
         for channel in tuple(self.channels):
@@ -402,9 +322,7 @@ class Transport(virtual.Transport):
         """In a forked child: consumers and claims are the parent's; the child starts with none."""
         self._presence = self._loop = self._sweep_timer = None
         self._alarm = Alarm()
-        self._put_off.clear()
-        self._settled.clear()
-        self._settling = threading.Lock()
+        self.settle_nothing()
         self._kept.clear()
         for channel in tuple(self.channels):
             channel.forget()
