@@ -16,12 +16,15 @@ import time
 import types
 import weakref
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, _state, shared_task, signals
+from celery.app.task import Context
 from celery.app.task import Task as CeleryTask
+from celery.backends.base import Backend
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
@@ -545,3 +548,59 @@ def test_an_expired_wait_for_the_pool_is_an_error_in_time(tmp_path: Path) -> Non
         app.conf.broker_pool_limit = 1
         with app.producer_or_acquire(), deadline(0.3), pytest.raises(Exception, match="broker_pool_limit"):
             app.send_task("add", (1, 2))
+
+
+@pytest.mark.parametrize("zone", [{}, {"timezone": "Europe/Berlin"}, {"enable_utc": False}, {"timezone": "Asia/Tokyo"}])
+def test_the_present_moment_is_celerys(bridge: Bridge, zone: dict[str, Any]) -> None:
+    """Also after another time zone was assigned."""
+    app = bridge.celery
+    for name, value in zone.items():
+        app.conf[name] = value
+    ours, theirs = app.now(), Celery.now(app)
+    assert ours.utcoffset() == theirs.utcoffset()
+    assert abs((theirs - ours).total_seconds()) < 5
+
+
+@pytest.mark.parametrize("results", ["sqlite:///{}/results.db", "redis://localhost:1/0", "rpc://"])
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "RETRY", "STARTED"])
+def test_what_is_stored_is_what_celery_makes_of_it(tmp_path: Path, results: str, state: str) -> None:
+    """With and without the task and its arguments, which may be asked for at any time."""
+    config = BridgeConfig(broker=f"embedded://{tmp_path}/b.db", results=results.format(tmp_path))
+    request = Context(
+        id="1", group="g", parent_id="p", task="add", args=[1], kwargs={}, hostname="w", retries=2,
+        delivery_info={"routing_key": "q"}, children=[],
+    )  # fmt: skip
+    with Bridge(config) as bridge:
+        app: Any = bridge.celery
+        for extended in (False, True):
+            app.conf.result_extended = extended
+            for asked in (request, Context(id="1"), None):
+                ours = app.backend._get_result_meta(3, state, None, asked)
+                theirs = Backend._get_result_meta(app.backend, 3, state, None, asked)
+                when, expected = ours.pop("date_done"), theirs.pop("date_done")
+                assert ours == theirs
+                assert ("worker" in ours) is (extended and asked is not None)
+                assert (when is None) is (expected is None)
+                if when is not None:
+                    both = [datetime.fromisoformat(text) for text in (when, expected)]
+                    assert both[0].utcoffset() == both[1].utcoffset()
+                    assert abs((both[1] - both[0]).total_seconds()) < 5
+
+
+def test_a_pooled_producer_sends_on_the_connection_that_it_has_now(bridge: Bridge) -> None:
+    """It is used again and again, on whichever connection is free; its channel is that connection's."""
+    app = bridge.celery
+    app.conf.broker_pool_limit = 2
+    seen = set()
+    for _ in range(5):
+        with app.producer_pool.acquire() as first, app.producer_pool.acquire() as second:
+            for producer in (first, second):
+                connection: Any = producer.connection
+                assert producer.channel is connection.default_channel
+                assert producer.channel.connection is connection.transport
+                seen.add(id(producer.channel))
+            connection.collect()
+            assert second.__connection__.default_channel.connection is second.__connection__.transport
+    assert len(seen) >= 2
+    with app.producer_pool.acquire() as producer:
+        producer.publish("x", exchange="", routing_key="default")
