@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -166,6 +167,29 @@ def test_what_the_socket_takes_in_parts_arrives_whole(line: Line) -> None:
     finally:
         transport.sock = sock
     assert received == expected
+
+
+class Full(Narrow):
+    """A socket for which the system has no memory at first."""
+
+    def send(self, octets: Any, flags: int) -> int:
+        self.calls += 1
+        if self.calls < 3:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return int(self.sock.send(octets, flags))
+
+
+def test_what_the_system_has_no_room_for_is_written_later(line: Line) -> None:
+    """The connection is well: the messages would stay unacknowledged for as long as it lives."""
+    line.connection.hold_acks(64)
+    transport = line.connection.transport
+    sock, transport.sock = transport.sock, Full(transport.sock)
+    line.server.settimeout(10)
+    try:
+        line.channel.basic_ack(1)
+        assert line.server.recv(100) == ack(1)
+    finally:
+        transport.sock = sock
 
 
 def test_a_lost_connection_is_left_to_the_loop(line: Line) -> None:

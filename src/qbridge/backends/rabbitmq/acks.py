@@ -13,6 +13,7 @@ it keeps acknowledgements waiting too.
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -26,8 +27,10 @@ __all__ = ["HeldAcks"]
 _AT_MOST = 16
 _WAIT = 0.005
 """Seconds for which the thread leaves what it finds to others; it looks as often, so nothing waits twice as long."""
-_LOST = 30.0
+_LOST = 5.0
 """Seconds after which the thread notices that nobody has its connection any more."""
+_NO_ROOM = (errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a write that say nothing about the connection."""
 _LOCKED = 0.1
 """Seconds for which giving up a connection waits for who writes to it: who is stuck there must not keep it open."""
 
@@ -141,9 +144,11 @@ class HeldAcks:
             sent = connection._transport.sock.send(self._frames, socket.MSG_DONTWAIT)
         except (BlockingIOError, TimeoutError):
             sent = 0
-        except (OSError, AttributeError):  # lost, or closed: the loop learns of it when it reads
-            self._forget()
-            return
+        except (OSError, AttributeError) as error:
+            if getattr(error, "errno", None) not in _NO_ROOM:  # lost, or closed: the loop learns of it when it reads
+                self._forget()
+                return
+            sent = 0
         if sent:
             connection.bytes_sent += 1  # what py-amqp's heartbeats go by
         del self._frames[:sent]
