@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -18,15 +18,6 @@ from qbridge.amqp import BridgeConnection
 from qbridge.backends.deadline import deadline
 from qbridge.backends.rabbitmq import connection as wire
 from qbridge.testing.servers import ThrowawayCA
-
-
-@pytest.fixture
-def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    """A connection that is open, and the other end of it."""
-    made = Line(monkeypatch)
-    sock = made.connection.transport.sock
-    with made.server, sock:
-        yield made
 
 
 def test_a_message_in_pieces_is_kept_until_it_is_whole(line: Line) -> None:
