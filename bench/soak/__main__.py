@@ -66,17 +66,21 @@ class Soak:
         urls: of broker and results.
         tasks: how many are sent.
         every: seconds between two restarts.
+        seconds: after which nothing more is sent, however much is left.
     """
 
-    def __init__(self, folder: Path, server: Any, urls: tuple[str, str], tasks: int, every: float) -> None:
+    def __init__(
+        self, folder: Path, server: Any, urls: tuple[str, str], tasks: int, every: float, seconds: float
+    ) -> None:
         os.environ["SOAK_BROKER"], os.environ["SOAK_RESULTS"] = urls
         self._folder, self._server, self._tasks, self._every = folder, server, tasks, every
         self.app: Any = importlib.import_module("bench.soak.app")
         self.samples: list[dict[str, float]] = []
         self.restarts: list[float] = []
         self.seen: Counter[str] = Counter()
-        self._sent = 0
+        self.sent = 0
         self._began = time.monotonic()
+        self._send_until = self._began + seconds
         self._ending = threading.Event()
         self._waiting = 0
         self._workers: dict[str, ChildProcess] = {}
@@ -105,7 +109,7 @@ class Soak:
 
     def _send(self) -> None:
         number, text = 0, "x" * 200
-        while number < self._tasks:
+        while number < self._tasks and time.monotonic() < self._send_until:
             while self._waiting > _BACKLOG and not self._ending.wait(0.1):
                 pass
             kind = number // _BATCH % 10
@@ -119,7 +123,7 @@ class Soak:
                     results = self.app.works.send_many((each, text) for each in numbers)
                 self._ask(results)
             number += _BATCH
-            self._sent = number
+            self.sent = number
 
     def _ask(self, results: list[Any]) -> None:
         for result, timeout in ((results[0], 20.0), (results[-1], 0.001)):
@@ -142,7 +146,7 @@ class Soak:
 
     def _restart(self) -> None:
         while self._server is not None and not self._ending.wait(self._every):
-            if self._sent >= self._tasks:
+            if self.sent >= self._tasks or time.monotonic() > self._send_until:
                 return
             self._server.kill()
             self._server.start()
@@ -159,7 +163,7 @@ class Soak:
                 connections = self._connections()
                 held = {pool: held_by(worker.pid) for pool, worker in self._workers.items()}
                 held["client"] = Held([os.getpid()])
-                row = {"seconds": time.monotonic() - self._began, "sent": self._sent, "waiting": waiting, "dead": dead}
+                row = {"seconds": time.monotonic() - self._began, "sent": self.sent, "waiting": waiting, "dead": dead}
                 row["connections"] = connections
                 for name, of in (("threads", "thread"), ("processes", "process"), ("client", "client")):
                     row[f"{name}_mb"] = held[of].memory
@@ -197,11 +201,12 @@ def main() -> int:
     parser.add_argument("--broker", choices=("rabbitmq", "redis", "embedded"), default="redis")
     parser.add_argument("--tasks", type=int, default=200_000)
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two restarts of the broker")
+    parser.add_argument("--seconds", type=float, default=7200.0, help="send nothing more after that")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qbridge-soak-") as folder, place(given.broker, Path(folder)) as found:
-        soak = Soak(Path(folder), found[0], found[1:], given.tasks, given.every)
+        soak = Soak(Path(folder), found[0], found[1:], given.tasks, given.every, given.seconds)
         soak.run()
     if given.csv is not None:
         with given.csv.open("w", newline="") as file:
@@ -210,11 +215,18 @@ def main() -> int:
             writer.writerows({name: round(row[name], 1) for name in FIELDS} for row in soak.samples)
     if given.plot is not None:
         series = {name: [row[name] for row in soak.samples] for name in FIELDS[2:]}
-        title = f"{given.tasks} tasks, {given.broker}"
+        title = f"{soak.sent} tasks, {given.broker}"
         given.plot.write_text(drawn(title, [row["seconds"] for row in soak.samples], series, soak.restarts))
     problems = grown(soak.samples)
     print(
-        json.dumps({"restarts": len(soak.restarts), "asked": dict(soak.seen), "seconds": soak.samples[-1]["seconds"]})
+        json.dumps(
+            {
+                "sent": soak.sent,
+                "restarts": len(soak.restarts),
+                "asked": dict(soak.seen),
+                "seconds": soak.samples[-1]["seconds"],
+            }
+        )
     )
     print("nothing has grown" if not problems else f"has grown: {'; '.join(problems)}")
     return 1 if problems else 0
