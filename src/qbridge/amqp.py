@@ -170,8 +170,16 @@ class BridgeConnection(Connection):
     def after_fork(self) -> None:
         """In a forked child: close this process's copy of the socket, and do not speak on it: it is the parent's.
 
-        (py-amqp's own closing shuts the connection down for the parent too; redis-py knows its process.)
+        py-amqp's own closing shuts the connection down for the parent too. On Redis each channel sees to its sockets;
+        what waits for them (epoll) is shared as well: a child that added its own would wake the parent for them.
         """
+        transport: Any = self._transport
+        poller = getattr(getattr(transport, "cycle", None), "poller", None)
+        if poller is not None:
+            poller.close()
+            self._transport = self._connection = self._default_channel = None
+            self._forget_declared()
+            return
         transport = getattr(self._connection, "_transport", None)
         sock = getattr(transport, "sock", None)
         if transport is None or sock is None:

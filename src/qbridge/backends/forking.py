@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,8 @@ from typing import Protocol
 from weakref import WeakSet
 
 __all__ = ["BeginsAnew", "begin_anew_after_fork"]
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class BeginsAnew(Protocol):
@@ -50,7 +53,11 @@ def _renew_locks() -> None:
 def _begin_anew() -> None:
     _renew_locks()
     for thing in list(_registered):
-        thing.after_fork()
+        try:
+            thing.after_fork()
+        except Exception:
+            # Python ignores what a hook raises: the others would never hear of the fork.
+            logger.exception("After a fork: %s could not let go of what is its parent's", type(thing).__name__)
 
 
 os.register_at_fork(after_in_child=_begin_anew)

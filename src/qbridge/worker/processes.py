@@ -15,6 +15,8 @@ from billiard.pool import EX_RECYCLE
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 
+from qbridge.backends.forking import begin_anew_after_fork
+
 __all__ = ["ProcessPool"]
 
 # What a process ends with that was asked to, or had run as many tasks as it may.
@@ -23,6 +25,42 @@ _IN_ORDER = (None, 0, EX_RECYCLE, -signal.SIGTERM)
 
 class _Pool(AsynPool):
     """Celery's, which tells a process that was killed from one that has ended."""
+
+    _loop: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        begin_anew_after_fork(self)  # before the first processes are made
+        super().__init__(*args, **kwargs)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Begin to work in an event loop; Celery calls it at each start of the consumer."""
+        super().register_with_event_loop(hub)
+        self._loop = hub
+
+    def after_fork(self) -> None:
+        """In a new process: close what belongs to the parent's event loop and to the other processes.
+
+        One that takes another's place is forked from a parent that has all of that, and is to have no more than the
+        first ones had.
+        """
+        processes: list[Any] = list(getattr(self, "_pool", ()))
+        if not processes or processes[-1]._popen is not None:
+            return  # not a process of the pool: something else has forked
+        *others, me = processes
+        for process in others:
+            if process._popen is not None:
+                process._popen.close()
+        pipes: dict[Any, Any] = self._queues
+        for queues, owner in pipes.items():
+            if owner is not me:
+                for queue in filter(None, queues):
+                    for end in (queue._reader, queue._writer):
+                        end.close()
+        # kombu closes what wakes the loop only where a child runs the loop itself
+        waker = getattr(self._loop, "_waker", None)
+        if waker is not None:
+            waker.close()
+            self._loop._waker = None
 
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """End a task that was written to a process that is gone; Celery's hook."""

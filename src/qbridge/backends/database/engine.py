@@ -90,6 +90,22 @@ class Guard:
 _sqlite_engines: WeakSet[Engine] = WeakSet()
 
 
+def _cut_off(connection: Any) -> None:
+    """In a forked child: have a driver's connection end in nothing, so that the parent's is the last copy of it.
+
+    A server sees the end of a connection when the last copy of its socket is closed: else one whose process was killed
+    would live as long as the last of its children. The driver keeps a descriptor, and may close it when it likes.
+    """
+    with suppress(Exception):  # a driver that shows no descriptor, or a connection that is closed
+        sock = getattr(connection, "_sock", None)  # PyMySQL's
+        descriptor = (connection if sock is None else sock).fileno()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(nothing, descriptor, inheritable=False)
+        finally:
+            os.close(nothing)
+
+
 def _close_sqlite_connections() -> None:
     """Close idle SQLite connections just before a fork.
 
@@ -130,6 +146,7 @@ class PooledEngine:
         self._connect_timeout = connect_timeout
         self._operation_timeout = operation_timeout
         self._inherited: list[Any] = []
+        self._connections: WeakSet[Any] = WeakSet()
         self._engine: Engine | None = None
         self._lock = threading.Lock()
         begin_anew_after_fork(self)
@@ -138,8 +155,15 @@ class PooledEngine:
         """Leave the parent's connections alone: not to be closed, nor to be closed by the garbage collector."""
         if self._engine is not None:
             self._inherited.append(self._engine)
+        for connection in list(self._connections):
+            _cut_off(connection)
+        self._connections = WeakSet()
         self._engine = None
         self._lock = threading.Lock()
+
+    def _opened(self, connection: Any, *_: Any) -> None:
+        with suppress(TypeError):  # a driver in C may not let its connections be referred to weakly
+            self._connections.add(connection)
 
     def get(self) -> Engine:
         """The engine; made at first use in this process."""
@@ -174,6 +198,7 @@ class PooledEngine:
             event.listen(engine, "connect", _prepare_sqlite)
             _sqlite_engines.add(engine)
         else:
+            event.listen(engine, "connect", self._opened)
             event.listen(engine, "checkout", guard.watch)
             event.listen(engine, "checkin", guard.release)
             # An invalidated connection is checked in as None.

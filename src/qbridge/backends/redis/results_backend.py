@@ -17,6 +17,7 @@ from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import ResponseError
 
 from qbridge.backends.redis.claim_store import RedisClaims
+from qbridge.backends.redis.inherited import not_for_children
 from qbridge.backends.redis.scripts import Script, is_forbidden
 from qbridge.backends.redis.watcher import RedisWatcher
 from qbridge.backends.storing import KeepsOutcomes
@@ -158,6 +159,9 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
         if self.lock is not None and meta.get("task_id", task_id) != task_id:
             raise PayloadError(f"the result of task {task_id} is that of another task, put in its place")
         return meta
+
+    def _get_pool(self, **params: Any) -> Any:
+        return not_for_children(super()._get_pool(**params))
 
     def client_with(self, **changes: Any) -> Any:
         """A client of its own, with other connection parameters where the kind of connection has them."""

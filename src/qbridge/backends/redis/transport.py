@@ -31,6 +31,7 @@ from typing import Any
 from kombu.transport import virtual
 
 from qbridge.backends.redis.claiming import Claiming
+from qbridge.backends.redis.inherited import not_for_children
 from qbridge.backends.redis.leasing import Leasing
 from qbridge.backends.redis.listening import Listening
 from qbridge.backends.redis.places import Places
@@ -72,6 +73,10 @@ class _OurChannel(Places, Sending, Claiming, Leasing, Staying, Listening):
         self._waits = True
         super().__init__(*args, **kwargs)
         self._holder = f"{uuid.uuid4().hex}:{int(self.lease * 1000)}"  # lease: known by now, and read by sweeps
+
+    def _get_pool(self: Any, *args: Any, **kwargs: Any) -> Any:
+        make = super()._get_pool  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+        return not_for_children(make(*args, **kwargs))
 
 
 @cache
