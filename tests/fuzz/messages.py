@@ -63,7 +63,7 @@ def _headers(rng: random.Random, headers: dict[str, Any]) -> None:
     elif way == 2:
         added = ["x-delivery-count", "compression", "qbridge_signature", "qbridge_deadline", "new", "é"]
         headers[rng.choice(added)] = junk(rng)
-    elif way == 3:
+    elif way == 3 and name != "x-delivery-count":  # the broker's word, which is no part of what counts as touched
         headers[name] = _nested(rng.choice([5, 100, 199, 200, 201, 250]))
     elif way == 4:
         headers.update({f"h{number}": number for number in range(rng.choice([10, 190, 300]))})

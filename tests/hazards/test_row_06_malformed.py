@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from celery import Celery
 from kombu import Exchange, Queue
 from tests.hazards.kit import Place
+from tests.raw_messages import UNREADABLE, Raw
 
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import WorkerProcess
+from qbridge.testing.servers.absence import ServerFailed
 from qbridge.testing.waiting import wait_until
 
 JSON = "application/json"
@@ -48,6 +51,15 @@ def ended(worker: WorkerProcess) -> bool:
     return worker.process.exit_code() is not None
 
 
+def see_a_worker_end(plain: Any) -> None:
+    """Start one, and wait until it is gone; it may be before it was ready."""
+    try:
+        with plain.worker("solo") as worker:
+            wait_until(lambda: ended(worker), 20, what="the worker to end")
+    except ServerFailed as error:
+        assert "the worker ended with code" in str(error)  # noqa: PT017
+
+
 CELERY = Queue("celery", Exchange("celery", type="direct"), routing_key="celery")
 
 
@@ -57,8 +69,22 @@ def test_plain_celery_ends_at_a_malformed_message_worker_after_worker(on_rabbitm
     plain = on_rabbitmq.plain()
     put(plain.app, CELERY, *FATAL[shape])
     for _ in range(2):
-        with plain.worker("solo") as worker:
-            wait_until(lambda worker=worker: ended(worker), 20, what="the worker to end")
+        see_a_worker_end(plain)
+
+
+def test_plain_celery_ends_at_properties_that_cannot_be_read(on_rabbitmq: Place) -> None:
+    """What py-amqp raises while it takes the message from the socket ends the worker, and then the next one.
+
+    What qbridge does with all of ``UNREADABLE`` is in ``tests/integration/test_rabbitmq_unreadable.py``.
+    """
+    plain = on_rabbitmq.plain()
+    message = Raw(b"[[], {}, {}]")
+    message.raw = UNREADABLE["a content type that is no text"]
+    with plain.app.connection_for_write() as connection:
+        CELERY(connection.default_channel).declare()
+        connection.default_channel.basic_publish(message, exchange="", routing_key=CELERY.name)
+    for _ in range(2):
+        see_a_worker_end(plain)
 
 
 def test_plain_celery_deletes_what_it_cannot_handle(on_rabbitmq: Place) -> None:
@@ -69,8 +95,9 @@ def test_plain_celery_deletes_what_it_cannot_handle(on_rabbitmq: Place) -> None:
     put(plain.app, CELERY, b"<a/>", {"other": "kept"}, "text/xml")
     path = on_rabbitmq.path()
     plain.send("note", path, "after")
-    with plain.worker("solo"):
+    with plain.worker("solo") as worker:
         wait_until(lambda: runs(path), 20, what="the good task to run")
+        worker.process.end(signal.SIGTERM, 20)  # in order: the good task is acknowledged
     with plain.app.connection_for_read() as connection:
         for name in ("celery", "celery.dead"):
             try:

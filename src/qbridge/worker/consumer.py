@@ -19,6 +19,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import ContentDisallowed, MessageStateError
 
+from qbridge.backends.base import HEADER_UNREADABLE
 from qbridge.dead_letters import Reason
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER
 from qbridge.serialization.refused import MessageRefused
@@ -305,6 +306,8 @@ class BridgeConsumer(AcknowledgingConsumer):
 
     def _screen(self, message: Any) -> None:
         headers = message.headers
+        if isinstance(headers, Mapping) and HEADER_UNREADABLE in headers:
+            raise InvalidTaskError("its properties and headers cannot be read")
         if isinstance(headers, Mapping) and "task" in headers:
             fault = fault_of(headers)
             if fault is not None:

@@ -81,7 +81,7 @@ def raw_body(message: Any) -> bytes:
         return b"" if body is None else json.dumps(body, default=repr).encode()
     try:
         return body.encode(message.content_encoding or "utf-8")
-    except (LookupError, UnicodeError):
+    except (LookupError, ValueError):  # also one with a null character in it
         return body.encode("utf-8", "surrogatepass")
 
 

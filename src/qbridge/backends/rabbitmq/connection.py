@@ -15,6 +15,7 @@ from kombu.transport import pyamqp
 
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.acks import HeldAcks
+from qbridge.backends.rabbitmq.unreadable import ReadsMethods, reads_all
 from qbridge.serialization.limits import BoundedMessage
 
 __all__ = ["BoundedAMQPSSLTransport", "BoundedAMQPTransport"]
@@ -33,7 +34,7 @@ class _Message(pyamqp.Message, BoundedMessage):
     """kombu's message, which is not decompressed to any size."""
 
 
-class _Channel(pyamqp.Channel):
+class _Channel(ReadsMethods, pyamqp.Channel):
     Message = _Message
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
@@ -64,7 +65,7 @@ class _BoundedConnection(pyamqp.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.acks = HeldAcks(self)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, frame_handler=reads_all, **kwargs)
 
     def hold_acks(self, prefetch: int) -> None:
         """Send acknowledgements together from now on, where the socket takes flags: see ``acks``.

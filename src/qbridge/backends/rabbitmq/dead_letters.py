@@ -94,7 +94,7 @@ class _Queue:
             properties = message.properties
             yield Kept(
                 place=message.delivery_tag,
-                body=bytes(message.body),
+                body=bytes(message.body or b""),  # py-amqp gives an empty text for an empty body
                 headers=properties.get("application_headers") or {},
                 properties={key: properties[key] for key in _NAMES if properties.get(key) is not None},
             )
