@@ -6,7 +6,7 @@ from struct import pack
 
 import amqp
 
-__all__ = ["TASK", "TEXT", "UNREADABLE", "Raw", "short", "table"]
+__all__ = ["TASK", "TEXT", "UNREADABLE", "Raw", "nested", "short", "table"]
 
 
 class Raw(amqp.Message):

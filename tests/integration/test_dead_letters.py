@@ -82,6 +82,25 @@ def test_what_cannot_be_handled_is_kept_as_it_was(contract: Contract, tmp_path: 
     assert not opened.exists()
 
 
+def test_what_cannot_be_written_or_read_again_takes_no_place(contract: Contract) -> None:
+    """Headers that a client just writes and a worker does not, records that are none, times that are no numbers."""
+    rabbitmq = contract.bridge.config.broker.kind == "rabbitmq"
+    deep: Any = "x"
+    for _ in range(450 if rabbitmq else 900):
+        deep = [deep]
+    hostile = [{**KNOWN, "deep": deep}, {**KNOWN, "qbridge_dead_letter": "[" * 20_000}]
+    if not rabbitmq:  # which itself takes no such numbers
+        hostile += [{**UNKNOWN, "qbridge_unknown_since": float("nan")}]
+    for headers in hostile:
+        for _ in range(8):  # more than a worker may hold
+            send(contract, b"[[], {}, {}]", headers)
+    with contract.worker_of("default", pool="solo", settings={"QBRIDGE_WORKER__UNKNOWN_TASK_GRACE": "1"}):
+        assert contract.tasks.note.delay(str(contract.path()), "after").get(timeout=20) == "after"
+        kept = lying(contract, 8 * len(hostile))
+    assert len(kept) == 8 * len(hostile)
+    assert {letter.body for letter in kept} == {b"[[], {}, {}]"}
+
+
 def test_a_message_stays_until_the_broker_has_its_copy(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker does not take the copy at first: the message waits in its queue, in no slot, and is kept then."""
     from qbridge.worker import dead_letters

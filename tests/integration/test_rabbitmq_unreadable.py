@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from kombu import Exchange, Queue
-from tests.raw_messages import TASK, TEXT, UNREADABLE, Raw, short, table
+from tests.raw_messages import TASK, TEXT, UNREADABLE, Raw, nested, short, table
 
 from qbridge import DeadLetter
 from qbridge.testing.contract_app.tasks import runs
@@ -71,7 +71,7 @@ def test_a_worker_lives_on_and_keeps_what_it_cannot_read(contract: Contract, poo
     assert [letter.reason for letter in kept] == ["malformed"] * len(UNREADABLE)
     assert {letter.body for letter in kept} == {BODY}
     told = [base64.b64decode(letter.headers["qbridge_unreadable"]) for letter in kept]
-    assert told == [raw[:60_000] for raw in UNREADABLE.values()]
+    assert told == [raw[:40_000] for raw in UNREADABLE.values()]
 
 
 def test_an_empty_body_in_an_encoding_that_no_codec_can_be_called(contract: Contract) -> None:
@@ -84,6 +84,32 @@ def test_an_empty_body_in_an_encoding_that_no_codec_can_be_called(contract: Cont
             send(contract, raw, body=b"")
         runs_after(contract)
         assert {letter.body for letter in lying(contract, 8)} == {b""}
+
+
+@pytest.mark.parametrize("pool", ["solo", "process"])
+@pytest.mark.parametrize("value", [nested(600), b"S" + pack(">I", 130_800) + b"x" * 130_800], ids=["deep", "long"])
+def test_headers_that_can_be_read_and_not_be_written(contract: Contract, value: bytes, pool: str) -> None:
+    """Their copy failed each time, and they kept their places: a table of 600 levels, one as large as a frame."""
+    with contract.worker_of(QUEUE, pool=pool):
+        runs_after(contract)
+        for _ in range(8):  # more than it may hold
+            send(contract, b"\x20\x00" + table(TASK, short(b"much") + value))
+        runs_after(contract)
+        kept = lying(contract, 8)
+    assert {(letter.reason, letter.task, letter.headers["qbridge_cut"], letter.body) for letter in kept} == {
+        ("too_large", "echo", "much", BODY)
+    }
+
+
+def test_a_copy_goes_to_one_place(contract: Contract) -> None:
+    """``CC`` names queues to which RabbitMQ also gives a message: each copy made another one, for ever."""
+    with contract.worker_of(QUEUE, pool="solo"):
+        runs_after(contract)
+        copies = b"A" + pack(">I", 5 + len(QUEUE)) + b"S" + pack(">I", len(QUEUE)) + QUEUE.encode()
+        send(contract, b"\x20\x00" + table(TASK, short(b"CC") + copies))
+        runs_after(contract)
+        runs_after(contract)
+        assert len(lying(contract, 1)) <= 2  # RabbitMQ may give it twice to a queue that is named twice
 
 
 def test_a_routing_key_that_is_no_text(contract: Contract) -> None:

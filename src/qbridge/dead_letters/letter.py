@@ -56,6 +56,8 @@ _OF_ITS_PAST = (
     "qbridge_retry", "qbridge_again", "redelivered", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
     "x-acquired-count",
 )  # fmt: skip
+ADDRESSES = ("CC", "BCC")
+"""Headers with the names of queues to which RabbitMQ also gives a message: a copy of it goes to its own place only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +206,11 @@ def fresh_headers(letter: DeadLetter) -> dict[str, Any]:
 
     When it was to run by is left out if that is over: who has it run again wants it to run.
     """
-    headers = {name: value for name, value in letter.headers.items() if not str(name).startswith(_OF_ITS_PAST)}
+    headers = {
+        name: value
+        for name, value in letter.headers.items()
+        if not str(name).startswith(_OF_ITS_PAST) and name not in ADDRESSES
+    }
     if passed(deadline_of(headers)):
         del headers[HEADER_DEADLINE]
     if passed(instant(headers.get("expires"))):
@@ -217,14 +223,17 @@ def fresh_headers(letter: DeadLetter) -> dict[str, Any]:
 def _record_in(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         told = json.loads(headers.get(HEADER_DEAD_LETTER) or "{}")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, Mapping) else {}
 
 
 def _digest(kept: Kept) -> str:
     """Return the id of a message that has none: the same each time it is looked at."""
-    said = json.dumps([sorted(map(str, kept.headers.items())), sorted(map(str, kept.properties.items()))])
+    try:
+        said = json.dumps([sorted(map(str, kept.headers.items())), sorted(map(str, kept.properties.items()))])
+    except RecursionError:
+        said = json.dumps(sorted(map(str, kept.headers)))
     return hashlib.sha256(said.encode() + kept.body).hexdigest()[:32]
 
 

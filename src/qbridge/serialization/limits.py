@@ -20,7 +20,9 @@ from kombu.message import Message
 
 from qbridge.serialization.refused import MessageRefused
 
-__all__ = ["MAX_DEPTH", "MAX_HEADERS", "BoundedMessage", "decompressed", "refuse_excess"]
+__all__ = [
+    "MAX_DEPTH", "MAX_HEADERS", "MAX_HEADER_OCTETS", "BoundedMessage", "decompressed", "header_octets", "refuse_excess",
+]  # fmt: skip
 
 MAX_DEPTH = 200
 """Lists and mappings within one another in a JSON body, and in headers."""
@@ -28,8 +30,16 @@ MAX_DEPTH = 200
 MAX_HEADERS = 200
 """Headers of one message."""
 
+MAX_HEADER_OCTETS = 60_000
+"""Octets of all headers: RabbitMQ's frame takes 131,072, and a dead letter needs room for its record."""
+
+_OCTETS = 9
+"""Octets of a number with its type, or of what stands before a text or a list; some are smaller."""
+_WIDEST = 4
+"""Octets of a character, at most."""
 _CONTAINERS: frozenset[Any] = frozenset({dict, list, tuple})  # exact types: what comes from JSON and AMQP has no others
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One that does not end goes to the end of the body: what is tried again at each quotation mark takes hours.
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ALIKE = bytes.maketrans(b"{}", b"[]")
 
@@ -52,26 +62,63 @@ def refuse_excess(message: Any, max_bytes: int | None) -> None:
     if headers.__class__ is dict:
         if len(headers) > MAX_HEADERS:
             raise MessageRefused("too_large", f"it has {len(headers):,} headers, the limit is {MAX_HEADERS}")
+        octets = sum(map(len, headers))
         for value in headers.values():
-            if value.__class__ in _CONTAINERS and not _is_shallow(value, MAX_DEPTH):
-                raise MessageRefused("too_large", f"a header has more than {MAX_DEPTH} levels")
+            kind = value.__class__
+            if kind is str or kind is bytes:
+                octets += len(value)
+            elif kind in _CONTAINERS and value:
+                weight = _octets_within(value)
+                if weight is None:
+                    raise MessageRefused("too_large", f"a header has more than {MAX_DEPTH} levels")
+                octets += weight
+        if octets * _WIDEST > MAX_HEADER_OCTETS:  # counted in characters up to here: nearly all headers are small
+            octets = sum(len(name) + (header_octets(value) or 0) for name, value in headers.items())
+            if octets > MAX_HEADER_OCTETS:
+                raise MessageRefused(
+                    "too_large", f"its headers have {octets:,} octets, the limit is {MAX_HEADER_OCTETS:,}"
+                )
     if message.content_type == "application/json" and body and _depth_exceeds(body, MAX_DEPTH):
         raise MessageRefused("too_large", f"its body has more than {MAX_DEPTH} levels")
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
-    """Whether a value ends within so many levels: each is looked at as a whole, without recursion."""
-    level: list[Any] = [value]
-    for _ in range(levels):
-        level = [
-            part
-            for one in level
-            for part in (one.values() if one.__class__ is dict else one)
-            if part.__class__ in _CONTAINERS
-        ]
-        if not level:
-            return True
-    return False
+def header_octets(value: Any) -> int | None:
+    """Return about how many octets a header has.
+
+    Args:
+        value: of the header.
+
+    Returns:
+        None if it has more levels than it may have.
+    """
+    kind = value.__class__
+    if kind is str:
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    if kind in _CONTAINERS:
+        return _octets_within(value)
+    return len(value) if kind is bytes else 0
+
+
+def _octets_within(value: Any) -> int | None:
+    """Count level by level, without recursion."""
+    level, octets = [value], 0
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for one in level:
+            if one.__class__ is dict:
+                octets += sum(map(len, map(str, one)))
+                one = one.values()
+            octets += _OCTETS * len(one)
+            for part in one:
+                kind = part.__class__
+                if kind in _CONTAINERS:
+                    below.append(part)
+                elif kind is str or kind is bytes:
+                    octets += header_octets(part) or 0
+        if not below:
+            return octets
+        level = below
+    return None
 
 
 def _depth_exceeds(body: Any, limit: int) -> bool:

@@ -317,16 +317,17 @@ class BridgeConsumer(AcknowledgingConsumer):
         """Take a message that cannot be handled off its queue, and say so; its content stays out of the log."""
         if not self._kept(message, error.reason if isinstance(error, MessageRefused) else "malformed", error):
             return
-        logger.error(
-            "Refused a message that cannot be handled: %s: %s (content type %r, delivery %r, %d bytes)",
-            type(error).__name__,
-            error,
-            message.content_type,
-            message.delivery_info,
-            len(message.body or ""),
-            exc_info=error,
-        )
         try:
             message.reject_log_error(logger, self.connection_errors)
         except MessageStateError:
             logger.debug("the refused message had been acknowledged before")
+        body = message.body  # of any type, where a broker's client has read it
+        logger.error(
+            "Refused a message that cannot be handled: %s: %s (content type %r, delivery %r, %s bytes)",
+            type(error).__name__,
+            error,
+            message.content_type,
+            message.delivery_info,
+            len(body) if isinstance(body, str | bytes | memoryview) else "?",
+            exc_info=error,
+        )

@@ -18,6 +18,7 @@ from typing import Any
 from celery.utils.log import get_logger
 from kombu.entity import Exchange, Queue
 
+from qbridge.dead_letters.cutting import keepable
 from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, Reason, name_of, record_of
 from qbridge.retrying import HEADER_ATTEMPTS_SINCE
 from qbridge.worker.resending import headers_of, losses_of, put_off, queue_of, send_again
@@ -109,7 +110,7 @@ class DeadLetters:
         send_again(
             self._app,
             message,
-            {**headers_of(received(message)), HEADER_DEAD_LETTER: record},
+            {**keepable(headers_of(received(message))), HEADER_DEAD_LETTER: record},
             "",
             name,
             declare=[Queue(name, Exchange(""), name, durable=True, queue_arguments=arguments)],
@@ -122,7 +123,7 @@ class DeadLetters:
             name_of(queue), queue, _AGAIN, trouble,
         )  # fmt: skip
         try:
-            marked = {**headers_of(received(message)), HEADER_DEAD_LETTER: record}
+            marked = {**keepable(headers_of(received(message))), HEADER_DEAD_LETTER: record}
             left = put_off(self._consumer, message, _AGAIN, marked)
         except Exception as error:  # noqa: BLE001 - then it stays with us, not acknowledged
             logger.warning("The broker takes nothing at all: %s", error)

@@ -14,7 +14,7 @@ from kombu.entity import Queue
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.deadline import deadline
-from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, HEADER_LOSSES
+from qbridge.dead_letters.letter import ADDRESSES, HEADER_DEAD_LETTER, HEADER_LOSSES
 from qbridge.worker.unlocking import received
 
 __all__ = ["PATIENCE", "headers_of", "losses_of", "put_off", "queue_of", "raw_body", "send_again"]
@@ -85,6 +85,10 @@ def raw_body(message: Any) -> bytes:
         return body.encode("utf-8", "surrogatepass")
 
 
+def _is_sent_again(name: Any) -> bool:
+    return not (str(name).startswith(_NOT_SENT_AGAIN) or name in ADDRESSES)
+
+
 def send_again(
     app: Any,
     message: Any,
@@ -123,7 +127,7 @@ def send_again(
                 exchange=exchange,
                 routing_key=routing_key,
                 declare=list(declare),
-                headers={name: value for name, value in headers.items() if not str(name).startswith(_NOT_SENT_AGAIN)},
+                headers={name: value for name, value in headers.items() if _is_sent_again(name)},
                 # without one kombu would make JSON of the body
                 content_type=content.content_type or "application/data",
                 content_encoding=content.content_encoding or "binary",

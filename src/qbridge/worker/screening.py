@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from math import inf
 from typing import Any
 
 __all__ = ["fault_of"]
+
+
+_LONGEST = 1e10
+"""Seconds of a time limit, three centuries: a number without end has no place in the pool's clock."""
 
 
 def _text(value: Any) -> bool:
@@ -34,7 +39,9 @@ def _limits(value: Any) -> bool:
         isinstance(value, list | tuple)
         and len(value) == 2
         and all(
-            one is None or (isinstance(one, int | float) and not isinstance(one, bool) and one >= 0) for one in value
+            one is None
+            or (isinstance(one, int | float) and not isinstance(one, bool) and (0 <= one <= _LONGEST or one == inf))
+            for one in value
         )
     )
 

@@ -52,7 +52,7 @@ class UnknownTasks:
         """
         headers, now = headers_of(message), time.time()
         told = headers.get(HEADER_UNKNOWN_SINCE)
-        since = min(told, now) if isinstance(told, int | float) else now
+        since = told if isinstance(told, int | float) and 0 <= told <= now else now  # neither NaN nor a time to come
         left = since + float(self._app.unknown_task_grace) - now
         if left <= 0:
             return False

@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport.virtual import Message
 
-from qbridge.serialization.limits import MAX_DEPTH, MAX_HEADERS, BoundedMessage, decompressed, refuse_excess
+from qbridge.serialization.limits import (
+    MAX_DEPTH,
+    MAX_HEADER_OCTETS,
+    MAX_HEADERS,
+    BoundedMessage,
+    decompressed,
+    refuse_excess,
+)
 from qbridge.serialization.refused import MessageRefused
 
 METHODS = [(zlib.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "application/x-lzma")]
@@ -97,6 +104,9 @@ def test_a_message_keeps_what_came_beside_what_was_made_of_it() -> None:
         (message(headers={str(number): 1 for number in range(MAX_HEADERS + 1)}), "headers"),
         (message(headers={"a": nested(MAX_DEPTH + 1)}), "a header has"),
         (message(headers={"a": {"b": [nested(MAX_DEPTH)]}}), "a header has"),
+        (message(headers={"a": "x" * 30_000, "b": ["é" * 15_000]}), "octets"),
+        (message(headers={"a": [1] * 10_000}), "octets"),
+        (message(headers={"a": b"x" * MAX_HEADER_OCTETS}), "octets"),
         (message(json.dumps(nested(MAX_DEPTH + 1)).encode()), "levels"),
         (message(b"[" * 500), "levels"),
         (message("[" * 500), "levels"),
@@ -152,3 +162,17 @@ def test_levels_are_counted_as_json_has_them(value: Any) -> None:
     text, depth = json.dumps(value).encode(), levels(value)
     assert not _depth_exceeds(text, depth)
     assert depth == 0 or _depth_exceeds(text, depth - 1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("end", [b"", b"\\", b'"'])
+def test_a_text_without_an_end_is_looked_at_once(end: bytes) -> None:
+    """Tried again at each of its quotation marks, one of these takes hours; a worker does nothing else meanwhile."""
+    body = b"[" * (MAX_DEPTH + 1) + b'"' + b'\\"' * 400_000 + end
+    with pytest.raises(MessageRefused, match="levels"):
+        refuse_excess(message(body), None)
+
+
+def test_brackets_in_texts_are_no_levels() -> None:
+    """Whatever is escaped in them."""
+    refuse_excess(message(json.dumps(['"[[' + "[" * 500 + '\\"', "\\", "[" * 300]).encode()), None)

@@ -25,8 +25,8 @@ _PROPERTIES = 12
 _HEADERS_ONLY = 0x2000
 """Flags of properties of which only the table of headers is there."""
 _SIZES = {"b": 1, "B": 2, "l": 4, "L": 8}
-_CUT = 60_000
-"""Octets of the properties that are kept: with the rest of the header they have to fit into a frame."""
+_CUT = 40_000
+"""Octets of the properties that are kept: in base64 they are to be no larger than headers may be."""
 
 
 def reads_all(connection: Any, callback: Callable[..., Any]) -> Callable[[Any], Any]:
