@@ -101,6 +101,26 @@ def test_headers_that_can_be_read_and_not_be_written(contract: Contract, value: 
     }
 
 
+DEPTHS = range(930, 1001)
+"""Where Python's stack ends while py-amqp reads a table; where exactly depends on who reads."""
+
+
+@pytest.mark.parametrize("pool", ["solo", "thread", "process"])
+def test_tables_of_every_depth_at_a_worker(contract: Contract, pool: str) -> None:
+    """Those that are read by one way and not by another, too; and in what is sent to all workers."""
+    with contract.worker_of(QUEUE, pool=pool) as worker:
+        runs_after(contract)
+        for depth in DEPTHS:
+            raw = b"\x20\x00" + table(TASK, short(b"deep") + nested(depth))
+            send(contract, raw)
+            send(contract, raw, exchange="celery.pidbox", key="")
+        runs_after(contract)
+        kept = lying(contract, len(DEPTHS))
+        assert worker.process.exit_code() is None
+    assert len(kept) == len(DEPTHS)
+    assert {letter.reason for letter in kept} == {"malformed", "too_large"}
+
+
 def test_a_copy_goes_to_one_place(contract: Contract) -> None:
     """``CC`` names queues to which RabbitMQ also gives a message: each copy made another one, for ever."""
     with contract.worker_of(QUEUE, pool="solo"):
@@ -147,7 +167,8 @@ def test_an_answer_that_cannot_be_read_keeps_no_other_one(qbridge_rabbitmq: Rabb
             with contract.worker_of("default", pool="solo"):
                 assert contract.tasks.note.delay(str(contract.path()), "before").get(timeout=20) == "before"
                 address = contract.bridge.celery.backend.oid
-                for raw in UNREADABLE.values():
+                deep = (b"\x20\x00" + table(TASK, short(b"deep") + nested(depth)) for depth in DEPTHS)
+                for raw in (*UNREADABLE.values(), *deep):
                     send(contract, raw, key=address)
                 assert contract.tasks.note.delay(str(contract.path()), "after").get(timeout=20) == "after"
         finally:

@@ -234,8 +234,10 @@ def test_a_cut_connection_loses_no_reply(app: BridgeCelery, worker: BridgeCelery
     assert [*range(20)] == [hub.wait(task_id, 20)["result"] for task_id in sent]
 
 
-def test_a_sender_that_has_gone_is_no_error(app: BridgeCelery, worker: BridgeCelery) -> None:
+@pytest.mark.parametrize("bound", [None, 5.0])
+def test_a_sender_that_has_gone_is_no_error(app: BridgeCelery, worker: BridgeCelery, bound: float | None) -> None:
     """A confirmed result whose reply queue does not exist any more is dropped, without retries."""
+    worker._bridge_options["publish_timeout"] = bound
     started = time.monotonic()
     request = Context(id="1", reply_to="gone", correlation_id="1")
     worker.backend.store_result("1", 5, "SUCCESS", request=request)

@@ -38,7 +38,7 @@ __all__ = [
 HEADER_NOT_BEFORE = "qbridge_not_before"
 """Message header with the time until when a broker of ours keeps a message, in seconds since 1970."""
 HEADER_UNREADABLE = "qbridge_unreadable"
-"""Header of a message that came with properties that cannot be read: their bytes as they came, in base64."""
+"""Header of a message that came with properties that cannot be read: the first 40,000 octets of them, in base64."""
 
 Level = Literal["ok", "info", "warning", "error"]
 Priority = Literal["low", "normal", "high"]

@@ -7,8 +7,10 @@ counted, and a task that kills its process each time goes on and on.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 from billiard.pool import EX_RECYCLE
@@ -50,6 +52,11 @@ class _Pool(AsynPool):
         for process in others:
             if process._popen is not None:
                 process._popen.close()
+            watched = getattr(process, "_sentinel_poll", None)  # the loop's copy of the pipe by which it sees its end
+            if watched is not None:
+                with suppress(OSError):
+                    os.close(watched)
+                process._sentinel_poll = None
         pipes: dict[Any, Any] = self._queues
         for queues, owner in pipes.items():
             if owner is not me:

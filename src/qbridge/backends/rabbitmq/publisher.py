@@ -22,10 +22,13 @@ __all__ = ["ConfirmChannel", "NotConfirmed"]
 class NotConfirmed(OperationalError):
     """The broker refused a message, could not route it, or did not confirm it in time."""
 
-    def __init__(self, reason: str, may_have_arrived: bool, tags: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, reason: str, may_have_arrived: bool, tags: frozenset[int] = frozenset(), *, unroutable: bool = False
+    ) -> None:
         super().__init__(reason)
         self.may_have_arrived = may_have_arrived
         self.tags = tags
+        self.unroutable = unroutable
 
 
 class ConfirmChannel:
@@ -93,7 +96,8 @@ class ConfirmChannel:
         if self.returned:
             returned, self.returned = self.returned, {}
             reason = next(iter(returned.values()))
-            raise NotConfirmed(f"{len(returned)} message(s) could not be routed: {reason}", False, frozenset(returned))
+            text = f"{len(returned)} message(s) could not be routed: {reason}"
+            raise NotConfirmed(text, False, frozenset(returned), unroutable=True)
         if self.refused:
             tags, self.refused = frozenset(self.refused), set()
             raise NotConfirmed(f"{len(tags)} message(s) refused by the broker (basic.nack)", False, tags)

@@ -13,7 +13,7 @@ from typing import Any
 
 from amqp import spec
 from amqp.method_framing import frame_handler
-from amqp.serialization import decode_properties_basic, dumps, loads
+from amqp.serialization import dumps, loads
 
 from qbridge.backends.base import HEADER_UNREADABLE
 
@@ -36,26 +36,27 @@ def reads_all(connection: Any, callback: Callable[..., Any]) -> Callable[[Any], 
         connection: py-amqp's.
         callback: called with each method, and the content that it came with.
     """
-    handle = frame_handler(connection, callback)
+    passed_on = False
+
+    def pass_on(*method: Any) -> None:
+        nonlocal passed_on
+        passed_on = True
+        callback(*method)
+
+    handle = frame_handler(connection, pass_on)
 
     def on_frame(frame: Any) -> Any:
+        nonlocal passed_on
+        passed_on = False
         try:
             return handle(frame)
         except Exception:
             kind, channel, payload = frame
-            if kind != _HEADER or _is_readable(payload):
+            if kind != _HEADER or passed_on:
                 raise  # it is not the frame's fault
         return handle((kind, channel, _without_properties(payload)))
 
     return on_frame
-
-
-def _is_readable(payload: bytes) -> bool:
-    try:
-        decode_properties_basic(payload, _PROPERTIES)
-    except Exception:  # noqa: BLE001 - whatever it is
-        return False
-    return True
 
 
 def _without_properties(payload: bytes) -> bytes:

@@ -48,8 +48,8 @@ def not_for_children(pool: Any) -> Any:
 
 
 def _close_copies(pool: Any) -> None:
-    # redis-py's names since 2.10; a pool of another kind may have none of them
-    for name in ("_available_connections", "_in_use_connections"):
+    # redis-py's names; the last one is that of pools that wait for a free connection
+    for name in ("_available_connections", "_in_use_connections", "_connections"):
         for connection in list(getattr(pool, name, ())):
             sock = getattr(connection, "_sock", None)
             if sock is not None:

@@ -326,7 +326,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
                 with deadline(bound):
                     return publish(retry=False)
             except Exception as exc:
-                if _has_no_queue(exc):
+                if getattr(exc, "unroutable", False):
                     logger.info("Nobody waits for the result of task %s: its reply queue is gone.", task_id)
                     return None
                 if time.monotonic() + pause > end or not isinstance(exc, self._broker_errors()):
@@ -352,11 +352,6 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
                 delivery_mode=self.delivery_mode,
                 confirm_timeout=getattr(amqp, "confirm_timeout", None),
             )
-
-
-def _has_no_queue(exc: Exception) -> bool:
-    # A confirmed message that was returned: certainly not taken, and no delivery tag was refused.
-    return getattr(exc, "may_have_arrived", None) is False and not getattr(exc, "tags", None)
 
 
 class _Ready:
