@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from celery._state import get_current_worker_task, task_join_will_block
+from celery.exceptions import TaskPredicate
 
+from qbridge.backends.storing import OutcomeNotStored
 from qbridge.context import PROGRESS_STATE, Progress, Retrying
-from qbridge.exceptions import ConfigurationError, ResultUnknown, TaskFailed, TaskRevoked
+from qbridge.exceptions import ConfigurationError, PayloadError, ResultUnknown, TaskFailed, TaskRevoked
 
 __all__ = ["ResultReader", "TaskResult"]
 
@@ -19,6 +21,8 @@ Meta = Mapping[str, Any]
 
 _LONGEST = 366 * 86400.0
 _FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+_SIGNALS = (StopIteration, StopAsyncIteration, TaskPredicate, OutcomeNotStored)
+"""Not raised for another task's sake: they end a loop, a generator or the run of the task that waits, unseen."""
 
 
 class ResultReader(Protocol):
@@ -146,9 +150,10 @@ class TaskResult(Generic[R_co]):
         if meta["status"] != PROGRESS_STATE:
             return None
         stored = _raw(meta)
-        if not isinstance(stored, Mapping) or "done" not in stored or "total" not in stored:
+        done, total = (stored.get("done"), stored.get("total")) if isinstance(stored, Mapping) else (None, None)
+        if not isinstance(done, int | float) or not isinstance(total, int | float):
             return None  # another program's PROGRESS
-        return Progress(stored["done"], stored["total"], stored.get("note"))
+        return Progress(done, total, stored.get("note"))
 
     def retrying(self) -> Retrying | None:
         """Return how the last attempt failed and when the next begins, or None if the task does not wait for one."""
@@ -160,7 +165,10 @@ class TaskResult(Generic[R_co]):
         if not isinstance(stored, Mapping) or not isinstance(told, Mapping):
             return None  # a task of plain Celery's, which does not say when
         error = f"{stored.get('exc_type')}: {stored.get('exc_text')}"
-        return Retrying(int(told["attempt"]), datetime.fromtimestamp(told["next_at"], UTC), error)
+        try:
+            return Retrying(int(told["attempt"]), datetime.fromtimestamp(told["next_at"], UTC), error)
+        except (LookupError, TypeError, ValueError, ArithmeticError, OSError):
+            return None  # what somebody has written there is no attempt and no time
 
     def revoke(self, *, terminate: bool = False) -> None:
         """Have the task not run, or end at its next ``ctx.check()`` if it runs.
@@ -250,14 +258,22 @@ def _raw(meta: Meta) -> Any:
 def _remote_error(meta: Meta, task_id: str) -> BaseException:
     """Rebuild the error that the task ended with, or describe it.
 
-    It is rebuilt only from a class that is already imported here, is an ``Exception``, takes the stored arguments and
-    then reads the same; the stored data never decides what is imported or called.
+    It is rebuilt only from a class that is already imported here, is an ``Exception`` and no signal, takes the stored
+    arguments and then reads the same; the stored data never decides what is imported or called.
+
+    Raises:
+        PayloadError: if a failure is stored that is none.
     """
     stored = meta.get("error_json")
     traceback = str(meta.get("traceback") or "")
     if not isinstance(stored, Mapping):
         found = meta.get("result")
-        if isinstance(found, Exception):
+        if meta.get("result_json") is not None:  # read by ours, and ``found`` is what Celery says of it
+            raise PayloadError(
+                f"The stored failure of task {task_id} cannot be read: it is a {type(meta['result_json']).__name__}",
+                "It was written by another program, or is damaged.",
+            )
+        if isinstance(found, Exception) and not isinstance(found, _SIGNALS):
             return found
         return TaskFailed(type(found).__name__, str(found), traceback, task_id)
     module, name = str(stored.get("exc_module") or ""), str(stored.get("exc_type") or "Exception")
@@ -277,7 +293,7 @@ def _rebuilt(module: str, name: str, arguments: list[Any]) -> Exception | None:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type) or not issubclass(found, Exception):
+    if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, _SIGNALS):
         return None
     try:
         return found(*arguments)

@@ -12,6 +12,8 @@ nobody. Here it depends on who stores:
 - What the backend refuses for good, however often it is offered, is not lost either: a failure is stored with less of
   its traceback, or as one that says so; a value that is refused becomes the failure of its task.
 
+No message goes back at once: what is refused quickly would run again and again as fast as the worker can.
+
 Who reads results, or stores them outside of a worker, gets the error as ever.
 """
 
@@ -189,6 +191,8 @@ class KeepsOutcomes(_Base):
         if not self._may_wait(error):
             self._store_less(given, kwargs, error)
             return
+        # A short rest, in the worker's loop too: the message may come back at once, to be refused at once.
+        time.sleep(max(0.0, _FIRST_PAUSE - (time.monotonic() - began)))
         raise OutcomeNotStored(
             f"the outcome of task {task_id} is not stored: {type(error).__name__}",
             "Its message goes back, and it runs again; see what is wrong with the result backend.",

@@ -33,7 +33,7 @@ from qbridge.result_hub.tickets import NOTHING, AsyncTicket, SyncTicket, Ticket
 
 __all__ = ["ResultHub"]
 
-_GRACE = 0.8  # seconds beyond a caller's timeout in which a first look is awaited
+_GRACE = 0.8  # seconds in which a first look is awaited, though a caller's timeout is shorter
 _IDLE = 5.0  # seconds without tickets after which the thread ends
 _SLOW = 0.5  # seconds without an answer after which a server counts as not answering
 _FORGOTTEN = 10_000  # ids
@@ -97,8 +97,8 @@ class ResultHub:
         self._enter(ticket)
         try:
             outcome = ticket.wait(timeout)
-            if outcome is NOTHING and self._hurry(ticket):
-                outcome = ticket.wait(_GRACE)
+            if outcome is NOTHING and timeout < _GRACE and self._hurry(ticket):
+                outcome = ticket.wait(_GRACE - max(timeout, 0.0))
         finally:
             self._leave(ticket)
         return self._ended(outcome, task_id, timeout)
@@ -109,8 +109,8 @@ class ResultHub:
         self._enter(ticket)
         try:
             outcome = await ticket.wait(timeout)
-            if outcome is NOTHING and self._hurry(ticket):
-                outcome = await ticket.wait(_GRACE)
+            if outcome is NOTHING and timeout < _GRACE and self._hurry(ticket):
+                outcome = await ticket.wait(_GRACE - max(timeout, 0.0))
         finally:
             self._leave(ticket)
         return self._ended(outcome, task_id, timeout)

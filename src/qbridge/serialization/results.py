@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,7 +73,7 @@ class TypedResultMixin(_Base):
         accept = self.accept
         if self.content_type != "application/json" or (accept is not None and "application/json" not in accept):
             return super().decode(payload)
-        return _loads(decompress_payload(payload))
+        return _loads(payload)
 
     def decode_result(self, payload: Any) -> Any:
         """Decode a payload that holds a whole meta, as key/value stores keep it."""
@@ -129,19 +130,22 @@ class TypedResultMixin(_Base):
             )
         return super().apply_chord(*args, **kwargs)
 
-    def open_meta(self, meta: dict[str, Any], typed: bool) -> dict[str, Any]:
+    def open_meta(self, meta: Any, typed: bool) -> dict[str, Any]:
         """Keep the raw result and error beside what Celery's readers expect, in place.
 
         Args:
-            meta: a meta as it was decoded, ``status`` and ``result`` at least.
+            meta: what was decoded: a meta with ``status`` and ``result``, or what somebody else has written.
             typed: whether kombu's typed values may be in it.
 
         Returns:
             The same mapping.
 
         Raises:
+            kombu.exceptions.DecodeError: if it is no meta: anybody may have written it.
             PayloadError: if there are keys, and no holder of them has stored it.
         """
+        if not isinstance(meta, dict) or not isinstance(meta.get("status"), str):
+            raise DecodeError("A stored result is no mapping with a status.")
         typed = self._unlocked(meta, typed)
         raw = meta.get("result")
         meta["result_json"] = raw
@@ -252,10 +256,8 @@ def _revive(value: Any) -> Any:
 
 
 def _loads(payload: Any) -> Any:
-    if isinstance(payload, memoryview):
-        payload = payload.tobytes()
     try:
-        return json.loads(payload)
-    except (ValueError, RecursionError, TypeError) as exc:
+        return json.loads(decompress_payload(payload))
+    except (ValueError, RecursionError, TypeError, LookupError, OSError, EOFError, zlib.error) as exc:
         # The payload itself stays out of the message: it may hold anything.
         raise DecodeError(f"A stored result is not JSON ({type(exc).__name__}).") from exc

@@ -39,7 +39,7 @@ from qbridge.backends.database.fitting import shortened, storable
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
 from qbridge.backends.storing import KeepsOutcomes, ValueRefused
-from qbridge.exceptions import ConfigurationError, PayloadError
+from qbridge.exceptions import ConfigurationError, PayloadError, QBridgeError
 from qbridge.serialization.results import TypedResultMixin, has_types, revive
 
 __all__ = ["DatabaseBackend"]
@@ -54,6 +54,8 @@ _TRACEBACK = 1_000_000
 _LENGTHS = (None, 8_192, 2_048, 256)
 """Characters of an error's text and bytes of its traceback that are tried in turn, until both have room."""
 _CREATE_ATTEMPTS = 6
+_UNREADABLE = (DataError, ValueError, TypeError, ArithmeticError)
+"""What reading a row raises if a driver or SQLAlchemy cannot make a value of a column: ``infinity``, half a date."""
 _REFUSED = ((1366,), (1406,), (3854,), (3988,))
 """MySQL's numbers for texts that do not fit a column or its character set: drivers call some of them operational."""
 
@@ -309,7 +311,12 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         with self._session() as (session, layout):
             task = self.tables.task
             found = session.query(*(task.c[name] for name in layout.columns)).filter(task.c.task_id == task_id)
-            row = found.first()
+            try:
+                row = found.first()
+            except Exception as exc:
+                if _is_rows_fault(exc):
+                    raise _unreadable(task_id, exc) from exc
+                raise
         if row is None:
             return self._blank(task_id)
         return self._meta(dict(row._mapping))
@@ -327,13 +334,29 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         ids = list(task_ids)
         found: dict[str, Any] = {}
         for start in range(0, len(ids), _BATCH):
-            for row in self._once_more(self._read_many, ids[start : start + _BATCH], ready_only):
+            for task_id, row in self._read_apart(ids[start : start + _BATCH], ready_only):
                 try:
-                    found[row["task_id"]] = self._meta(row)
+                    found[task_id] = row if isinstance(row, Exception) else self._meta(row)
                 except Exception as exc:  # noqa: BLE001
                     # One broken row must not keep the others from their results.
-                    found[row["task_id"]] = exc
+                    found[task_id] = exc
         return found
+
+    def _read_apart(self, ids: list[str], ready_only: bool) -> Iterator[tuple[str, dict[str, Any] | PayloadError]]:
+        """Read rows; one that cannot be read fails the whole query, and is found by halves."""
+        try:
+            rows = self._once_more(self._read_many, ids, ready_only)
+        except Exception as exc:
+            if not _is_rows_fault(exc):
+                raise
+            if len(ids) == 1:
+                yield ids[0], _unreadable(ids[0], exc)
+                return
+        else:
+            yield from ((row["task_id"], row) for row in rows)
+            return
+        for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+            yield from self._read_apart(half, ready_only)
 
     def _once_more(self, func: Callable[..., Any], *args: Any) -> Any:
         return self._ensure_retryable(func, *args, max_retries=0)
@@ -473,6 +496,22 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
                 if len(ids) < 1000:
                     break
         self._claims.clean()
+
+
+def _is_rows_fault(error: Exception) -> bool:
+    """Tell whether a row cannot be read, for good, while others can."""
+    if isinstance(error, DBAPIError) and "Could not decode" in str(error.orig):
+        return True  # SQLite's driver calls text that is no UTF-8 operational
+    return isinstance(error, _UNREADABLE) and not isinstance(error, QBridgeError)
+
+
+def _unreadable(task_id: str, cause: Exception) -> PayloadError:
+    error = PayloadError(
+        f"The stored result of task {task_id} cannot be read ({type(cause).__name__})",
+        "A column of its row holds what the database's driver cannot read: correct the row, or delete it.",
+    )
+    error.__cause__ = cause
+    return error
 
 
 def _utc_now() -> datetime:

@@ -13,6 +13,8 @@ from celery.backends.redis import ResultConsumer as CeleryResultConsumer
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 from celery.exceptions import BackendStoreError
 from celery.states import FAILURE, SUCCESS
+from celery.utils.log import get_logger
+from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import ResponseError
 
@@ -26,6 +28,8 @@ from qbridge.exceptions import PayloadError
 from qbridge.serialization.results import TypedResultMixin
 
 __all__ = ["RedisBackend", "SentinelBackend"]
+
+logger = get_logger(__name__)
 
 _LOOK_AGAIN = 1.0  # seconds
 
@@ -130,7 +134,20 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
         return result
 
     def _stored_first(self, key: Any, value: Any, state: str) -> Any:
-        """Store and announce what nothing was stored for before, and return None; else what is there."""
+        """Store and announce what nothing was stored for before, and return None; else what is there.
+
+        A list or a hash under the key is not Celery's, and counts as nothing: ``SET`` puts the outcome in its place.
+        """
+        try:
+            return self._stored_first_or_value(key, value, state)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):  # servers before 7 say first in which script
+                raise
+            told = bytes_to_str(key)
+            logger.warning("Key %s held no string: it is somebody else's, and the task's result replaces it", told)
+            return b""
+
+    def _stored_first_or_value(self, key: Any, value: Any, state: str) -> Any:
         if self._may_run_scripts and len(value) <= self._MAX_STR_VALUE_SIZE:
             seconds = self.failure_expires if state == FAILURE else None
             seconds = self.expires if seconds is None else seconds
@@ -151,6 +168,9 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
             if self.lock is None:
                 raise  # somebody has keys, and may have stored a success
             return False  # it is not from a holder of the keys: this one takes its place
+        except DecodeError:
+            logger.warning("What was stored for task %s cannot be read, and its new state replaces it", task_id)
+            return False
 
     def _get_task_meta_for(self, task_id: Any) -> Any:
         return self._own(super()._get_task_meta_for(task_id), task_id)

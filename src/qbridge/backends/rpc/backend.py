@@ -115,7 +115,8 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
         """Keep a message from the reply queue; in the receiving thread."""
         try:
             meta = self._decode_message(message.body, message.content_type, message.content_encoding)
-            task_id, ready = str(meta["task_id"]), meta["status"] in states.READY_STATES
+            task_id, status = str(meta["task_id"]), meta["status"]
+            ready = not isinstance(status, str) or status in states.READY_STATES  # what is none will not change
         except Exception as exc:  # noqa: BLE001
             # Whatever is wrong with it, it is wrong for good, and the next one waits behind it.
             found = (message.properties or {}).get("correlation_id")
@@ -134,6 +135,14 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
     def _meta(self, reply: Reply) -> dict[str, Any]:
         meta = self._decode_message(reply.body, reply.content_type, reply.content_encoding)
         return self.meta_from_decoded(self.open_meta(meta, has_types(reply.body)))
+
+    def _meta_or_failure(self, reply: Reply, task_id: str) -> dict[str, Any]:
+        # Raised where replies arrive, it would cost all who wait there their connection.
+        try:
+            return self._meta(reply)
+        except Exception as exc:  # noqa: BLE001 - whoever waits for this one gets it
+            blank: dict[str, Any] = {"task_id": task_id, "traceback": None, "children": None}
+            return {**blank, "status": states.FAILURE, "result": exc}
 
     # -- for the result hub
 
@@ -210,7 +219,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
 
         def heard(_: str, reply: Reply) -> None:
             if reply.ready:
-                self._fulfil(result, self._meta(reply))
+                self._fulfil(result, self._meta_or_failure(reply, result.id))
 
         with self._fulfilling:
             self._listening[id(result)] = (result, heard)
@@ -277,7 +286,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
                 if reply.ready and task_id in waiting:
                     inbox.find(task_id, take=True)
                     for result in waiting.pop(task_id):
-                        self._fulfil(result, self._meta(reply))
+                        self._fulfil(result, self._meta_or_failure(reply, task_id))
                         yield result
         except TimeoutError:
             for result in itertools.chain.from_iterable(waiting.values()):
