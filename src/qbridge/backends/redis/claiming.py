@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError, NoPermissionError, NoScriptError, 
 
 from qbridge.backends.redis import scripts
 from qbridge.backends.redis.keeper import Keeper
-from qbridge.backends.redis.messages import FAULTS, envelope, thrown_away
+from qbridge.backends.redis.messages import FAULTS, earlier, envelope, marked, thrown_away
 from qbridge.backends.redis.qos import say_late
 from qbridge.backends.redis.sending import SOON, eta_of
 from qbridge.serialization.locked_messages import Due
@@ -155,7 +155,8 @@ class Claiming:
         self._now = int(now) / 1000
         self._since = int(now) - 1
         say_late(late)
-        self._wait = None if items else LOOK if due == b"" else min(LOOK, max(0, int(float(due)) - int(now)))
+        # infinity, too, is a number that anybody may have written there
+        self._wait = None if items else LOOK if due == b"" else int(min(LOOK, max(0.0, float(due) - int(now))))
         if not items:
             raise Empty
         owner, queues, _ = asked
@@ -185,7 +186,7 @@ class Claiming:
             while unread:
                 number, raw, tag, before = unread[0]
                 queue = queues[int(number) % len(queues)]
-                item = self._made_ready(queue, raw, tag.decode(), before.decode(), owner)
+                item = self._made_ready(queue, raw, tag, before, owner)
                 unread.popleft()
                 if item is not None:
                     left.append((queue, item))
@@ -198,7 +199,7 @@ class Claiming:
             # the worker stops, or its connection is gone: what was not begun is for others
             claims = self.qos.forget(item["properties"]["delivery_tag"] for _, item in left)
             claims += [
-                (tag.decode(), owner)
+                (tag, owner)
                 for number, _, tag, _ in unread
                 if tag and queues[int(number) % len(queues)] not in self._no_ack
             ]
@@ -206,24 +207,19 @@ class Claiming:
                 self._try_to_give_back(claims[::-1])
             raise
 
-    def _made_ready(self: Any, queue: str, raw: bytes, tag: str, before: str, owner: str) -> Any:
+    def _made_ready(self: Any, queue: str, raw: bytes, tag: bytes, before: bytes, owner: str) -> Any:
         """Return what is to be delivered, held; None: nothing, because it is no message, or not due yet."""
         try:
-            item = loads(raw.decode())
-            envelope(item, queue)
-            if before:
-                deliveries, losses = map(int, before.split())
-                item["properties"]["delivery_tag"] = f"{tag}.{deliveries}"
-                item["properties"]["delivery_info"].update(redelivered=True, loss_count=losses)
-                item["headers"] = {**(item.get("headers") or {}), "redelivered": True, "x-delivery-count": deliveries}
+            item = _opened(queue, raw, tag, before)
+            # What the server does not hold it cannot postpone; the worker, which gets it, can.
+            due = None if queue in self._no_ack or not tag else eta_of(item)
+            number = 0 if due is None else self._get_message_priority(item, reverse=False)
         except FAULTS as error:
             thrown_away(queue, error)
-            if tag:
+            if tag:  # as it came: it may be no text
                 scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
             return None
-        delivery_tag = item["properties"]["delivery_tag"]
         # By the server's clock, which releases it: by another one it could go to and fro until both agree.
-        due = None if queue in self._no_ack else eta_of(item)
         if due is not None and due - self._now <= SOON:
             due = None
             if "eta" in item["headers"]:
@@ -231,14 +227,13 @@ class Claiming:
                     item["properties"]["delivery_info"]["due"] = Due(item["headers"]["eta"])
                 item["headers"]["eta"] = None
         if due is not None:  # of a plain sender, or of before there was a worker: the server keeps it, not this process
-            number = self._get_message_priority(item, reverse=False)
             (key,) = self._keys(self._q_for_pri(queue, number))
             keys = [*self._claim_keys, *self._keys("qbridge.schedule", "qbridge.scheduled")]
             entry = f"{key}\0{self._wake_key(queue)}\0{raw.decode()}"
-            scripts.POSTPONE.run(self._ours, keys, [tag, owner, f"{key}\0{tag}", int(due * 1000), entry])
+            scripts.POSTPONE.run(self._ours, keys, [tag, owner, f"{key}\0{tag.decode()}", int(due * 1000), entry])
             return None
         if queue not in self._no_ack:
-            self.qos.claimed(delivery_tag, tag, owner)
+            self.qos.claimed(item["properties"]["delivery_tag"], tag.decode(), owner)
         return item
 
     def _get(self: Any, queue: str, *args: Any) -> Any:
@@ -247,6 +242,23 @@ class Claiming:
                 return envelope(super()._get(queue, *args), queue)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
             except FAULTS as error:
                 thrown_away(queue, error)
+
+
+def _opened(queue: str, raw: bytes, tag: bytes, before: bytes) -> Any:
+    """Return the message that a claim gave, with what the server knows of it.
+
+    Raises:
+        FAULTS: if it is none.
+    """
+    item = marked(envelope(loads(raw.decode()), queue), raw)
+    if tag and item["properties"]["delivery_tag"] != tag.decode():
+        raise ValueError("its delivery_tag is another one for Redis")
+    if before:
+        deliveries, losses = earlier(before)
+        item["properties"]["delivery_tag"] = f"{tag.decode()}.{deliveries}"
+        item["properties"]["delivery_info"].update(redelivered=True, loss_count=losses)
+        item["headers"] = {**(item.get("headers") or {}), "redelivered": True, "x-delivery-count": deliveries}
+    return item
 
 
 def _moment(entry: str) -> tuple[int, int]:

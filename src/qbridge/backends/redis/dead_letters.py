@@ -11,6 +11,7 @@ from typing import Any
 
 from qbridge.backends.kept import Kept
 from qbridge.backends.redis import scripts
+from qbridge.backends.redis.messages import FAULTS
 
 __all__ = ["open_queue"]
 
@@ -59,7 +60,7 @@ class _Queue:
         """Move a message to another queue, in one step."""
         key, raw = kept.place
         message = json.loads(raw)
-        number = int(properties.get("priority") or 0)
+        number = self._channel._get_message_priority({"properties": properties}, reverse=False)
         stored = {**message["properties"], **{name: value for name, value in properties.items() if value is not None}}
         stored |= {
             "delivery_tag": str(uuid.uuid4()),  # by which deliveries are counted: they begin anew
@@ -102,6 +103,9 @@ def _opened(key: str, raw: bytes) -> Kept | None:
             if name not in ("body_encoding", "delivery_info", "delivery_tag", "delivery_mode")
         }
         rest |= {"content_type": message.get("content-type"), "content_encoding": message.get("content-encoding")}
-        return Kept((key, raw), found, message.get("headers") or {}, rest)
-    except (LookupError, TypeError, ValueError, AttributeError):
+        headers = message.get("headers") or {}
+        # whoever reads letters asks both for their parts
+        mappings = isinstance(headers, Mapping) and isinstance(properties, Mapping)
+        return Kept((key, raw), found, headers, rest) if mappings else None
+    except FAULTS:  # anybody may push anything, nested to any depth
         return None

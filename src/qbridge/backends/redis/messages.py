@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+import re
+from base64 import b64encode
+from typing import Any, TypeGuard
 
-__all__ = ["FAULTS", "envelope", "thrown_away"]
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE
+
+__all__ = ["FAULTS", "earlier", "envelope", "is_time", "marked", "thrown_away"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError)
 """Errors that are the item's fault."""
+
+_DEPTH = 500
+"""Levels that a message may have. Python reads twice as many, and then cannot write them as a dead letter."""
+
+_END = 253_402_300_800.0
+"""The end of the year 9999, in seconds since 1970: no eta lies behind it."""
+
+_EARLIER = re.compile(rb"(\d{1,9}) (\d{1,9})")
 
 
 def envelope(item: Any, queue: str) -> dict[str, Any]:
@@ -23,10 +36,62 @@ def envelope(item: Any, queue: str) -> dict[str, Any]:
     if not isinstance(properties["delivery_tag"], str):
         raise TypeError("its delivery_tag is not a text")
     properties.setdefault("delivery_info", {"exchange": "", "routing_key": queue})
-    if not {"exchange", "routing_key"} <= properties["delivery_info"].keys():
-        raise KeyError("exchange, routing_key")
+    info = properties["delivery_info"]
+    # names of tables in kombu and Celery, where a list cannot be looked up; no name at all can
+    if not all(info[name] is None or isinstance(info[name], str) for name in ("exchange", "routing_key")):
+        raise TypeError("its exchange or routing_key is not a text")
     found: dict[str, Any] = item
     return found
+
+
+def marked(item: Any, raw: bytes) -> Any:
+    """Return a message, with a mark by which a worker refuses it and keeps it as a dead letter if headers are bad.
+
+    Raises:
+        ValueError: if it could not even be written as one.
+    """
+    found = item.get("headers")
+    headers: dict[str, Any] = found if isinstance(found, dict) else {}
+    deep: set[str] = set()
+    if raw.count(b"[") + raw.count(b"{") > _DEPTH:  # of nearly all, two looks at the memory say that they are not
+        deep = {name for name, value in headers.items() if not _is_shallow(value)}
+        if not _is_shallow({**item, "headers": None if headers else found}):
+            raise ValueError("it has too many levels")
+    # else than a time: nothing that a worker writes, and nothing by which the server could keep it
+    bad = deep if is_time(headers.get(HEADER_NOT_BEFORE) or 0) else deep | {HEADER_NOT_BEFORE}
+    if not bad:
+        return item
+    kept = {name: value for name, value in headers.items() if name not in deep}
+    kept[HEADER_UNREADABLE] = b64encode(json.dumps(sorted(bad)).encode()).decode()
+    return {**item, "headers": kept}
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH):  # a level at a time, without recursion
+        level = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def is_time(value: Any) -> TypeGuard[float]:
+    """Tell whether a value can be seconds since 1970: Infinity, NaN and numbers of any length come in JSON too."""
+    return isinstance(value, int | float) and -_END < value < _END
+
+
+def earlier(before: bytes) -> tuple[int, int]:
+    """Return how often a message was delivered and how often it was lost, as a claim answers it.
+
+    What is no such pair was written by somebody else: the message is as good as it was, and was delivered before.
+    """
+    found = _EARLIER.fullmatch(before)
+    return (int(found[1]), int(found[2])) if found else (1, 0)
 
 
 def thrown_away(queue: str, error: Exception) -> None:

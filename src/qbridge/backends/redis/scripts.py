@@ -78,7 +78,7 @@ local function drop(claims, unacked, index, again, tag, owner)
     redis.call('HDEL', claims, tag)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
-    redis.call('HDEL', again, tag)
+    redis.pcall('HDEL', again, tag)  -- what else somebody made of that key must not end it here
     return true
 end
 """
@@ -86,13 +86,16 @@ end
 _RETURN = """
 local function give_back(claims, unacked, index, again, tag, claim, side, lost)
     local _, length, list = string.match(claim, '^([^%z]*)%z(%d+)%z(.*)$')
+    if not list then return false end  -- no claim of ours
     local held = redis.call('HGET', unacked, tag)
+    if held then redis.call('LLEN', list) end  -- what is no list ends the script before the message is taken
     redis.call('HDEL', claims, tag)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
     if not held then return false end
-    local deliveries, losses = string.match(redis.call('HGET', again, tag) or '0 0', '(%d+) (%d+)')
-    redis.call('HSET', again, tag, (deliveries + 1) .. ' ' .. (losses + lost))
+    local before = redis.pcall('HGET', again, tag)
+    local deliveries, losses = string.match(type(before) == 'string' and before or '', '^(%d+) (%d+)$')
+    redis.pcall('HSET', again, tag, ((deliveries or 0) + 1) .. ' ' .. ((losses or 0) + lost))
     redis.call(side, list, string.sub(held, 2, #held - tonumber(length)))
     return true
 end
@@ -138,6 +141,8 @@ redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 POSTPONE = Script(
     _DROP
     + """
+redis.call('HGET', KEYS[6], ARGV[3])  -- a key of another type ends the script before the message is dropped
+redis.call('ZRANGE', KEYS[5], 0, 0)
 if drop(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2]) then
     redis.call('HSET', KEYS[6], ARGV[3], ARGV[5])
     redis.call('ZADD', KEYS[5], ARGV[4], ARGV[3])
@@ -172,6 +177,10 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', schedule, '-inf', now, 'LIMIT'
         wake(stream)
     end
 end
+redis.call('HGET', claims, '')  -- a key of another type ends the script before a message is popped
+redis.call('HGET', unacked, '')
+redis.call('ZRANGE', index, 0, 0)
+redis.call('ZRANGE', holders, 0, 0)
 local seconds = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
 local items, kept = {}, false
 for first = 8, #KEYS, queues do
@@ -187,8 +196,9 @@ for first = 8, #KEYS, queues do
                     local info = properties.delivery_info
                     return properties.delivery_tag, info and info.exchange, info and info.routing_key
                 end)
-                if fine and type(tag) == 'string' then
-                    local before = redis.call('HGET', again, tag) or ''
+                if fine and type(tag) == 'string' and tag ~= '' then
+                    local before = redis.pcall('HGET', again, tag)
+                    if type(before) ~= 'string' then before = '' end
                     if ARGV[flags + number - 7] == '1' then
                         if type(exchange) ~= 'string' then exchange = '' end
                         if type(key) ~= 'string' then key = '' end
@@ -198,7 +208,7 @@ for first = 8, #KEYS, queues do
                         redis.call('HSET', claims, tag, owner .. '\\0' .. #ending .. '\\0' .. KEYS[number])
                         kept = true
                     elseif before ~= '' then
-                        redis.call('HDEL', again, tag)
+                        redis.pcall('HDEL', again, tag)
                     end
                     items[#items + 1] = {number - 8, message, tag, before}
                 else

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
 from qbridge.backends.redis import scripts
+from qbridge.backends.redis.messages import is_time
 
 __all__ = ["SOON", "Sending", "eta_of"]
 
@@ -38,6 +39,13 @@ class Sending:
     def priority(self, number: int) -> int:
         """Return the step of a priority number: the largest that is not above it (kombu bisects its own order)."""
         return max((step for step in self.priority_steps if step <= number), default=0)
+
+    def _get_message_priority(self: Any, message: Any, reverse: bool = False) -> Any:
+        """Return kombu's number; Infinity is none, like all that is no number, where kombu lets the error through."""
+        try:
+            return super()._get_message_priority(message, reverse=reverse)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
+        except ArithmeticError:
+            return super()._get_message_priority({"properties": {}}, reverse=reverse)  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # kombu's
 
     def _put(self: Any, queue: str, message: Any, **options: Any) -> None:
         """Push one message, or schedule it; an error of a command that was written says that it may have arrived.
@@ -113,7 +121,7 @@ def eta_of(message: Any) -> float | None:
     headers = message.get("headers")
     until = headers.get(HEADER_NOT_BEFORE) if isinstance(headers, dict) else None
     # of a message that a worker has put off, a task or not
-    until = float(until) if isinstance(until, int | float) else None
+    until = float(until) if is_time(until) else None
     eta = headers.get("eta") if isinstance(headers, dict) and "task" in headers else None
     if not isinstance(eta, str):
         return until

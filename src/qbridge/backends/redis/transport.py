@@ -30,6 +30,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
+from qbridge.backends.redis.broadcasts import Broadcasts
 from qbridge.backends.redis.claiming import Claiming
 from qbridge.backends.redis.inherited import not_for_children
 from qbridge.backends.redis.leasing import Leasing
@@ -49,7 +50,7 @@ class _Message(virtual.Message, BoundedMessage):
     """kombu's message, which is not decompressed to any size."""
 
 
-class _OurChannel(Places, Sending, Claiming, Leasing, Staying, Listening):
+class _OurChannel(Places, Sending, Claiming, Leasing, Staying, Listening, Broadcasts):
     """Mixin for kombu's Redis channels."""
 
     Message = _Message
