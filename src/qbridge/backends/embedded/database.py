@@ -17,6 +17,7 @@ One ``Database`` is one SQLite connection behind one lock, usable from any threa
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import sqlite3
@@ -207,6 +208,8 @@ class Database:
             cached_statements=256,
             uri=True,
         )
+        # A text that is no UTF-8 must not stop whoever reads the others. What may come with it is read as bytes.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         try:
             self._prepare(connection)
         except BaseException:

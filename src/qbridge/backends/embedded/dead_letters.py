@@ -9,13 +9,17 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
+from qbridge.backends.embedded import envelope as envelopes
 from qbridge.backends.embedded import presence
 from qbridge.backends.kept import Kept
 
 __all__ = ["open_queue"]
 
 _PAGE = 100
-_NEXT = "SELECT id, envelope, body FROM message WHERE queue = ? AND id > ? AND party IS NULL ORDER BY id LIMIT ?"
+_NEXT = (
+    "SELECT id, CAST(envelope AS BLOB), CAST(body AS BLOB) FROM message"
+    " WHERE queue = ? AND id > ? AND party IS NULL ORDER BY id LIMIT ?"
+)
 _NORMAL = 5  # the priority of a message that names none
 
 
@@ -53,10 +57,11 @@ class _Queue:
 
     def send(self, kept: Kept, queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
         """Move a message to the end of another queue, in one step."""
-        number = properties.get("priority")
-        number = _NORMAL if number is None else int(number)
+        number = _priority(properties.get("priority"))
         with self._store.database.write(durable=True) as sql:
-            rows = sql.execute("SELECT envelope FROM message WHERE id = ? AND party IS NULL", (kept.place,)).fetchall()
+            rows = sql.execute(
+                "SELECT CAST(envelope AS BLOB) FROM message WHERE id = ? AND party IS NULL", (kept.place,)
+            ).fetchall()
             if not rows:
                 return False
             envelope = _changed(rows[0][0], queue, number, headers, properties)
@@ -75,24 +80,27 @@ class _Queue:
         return True
 
 
-def _opened(number: int, envelope: str, body: str | bytes | None) -> Kept:
-    message: dict[str, Any] = {}
+def _priority(value: Any) -> int:
     try:
-        message = kombu_json.loads(envelope)
-    except ValueError:  # not written by us; it can be seen and discarded all the same
-        message = {}
+        return _NORMAL if value is None else min(max(int(value), 0), 9)
+    except (TypeError, ValueError, OverflowError):
+        return _NORMAL
+
+
+def _opened(number: int, envelope: bytes, body: bytes | None) -> Kept:
+    message = envelopes.read(envelope)
+    if message is None:  # not written by us; it can be seen and discarded all the same
+        message = {"headers": envelopes.unread(envelope)}
     properties = message.get("properties") or {}
     rest = {name: value for name, value in properties.items() if name not in ("delivery_info", "delivery_mode")}
     rest |= {"content_type": message.get("content-type"), "content_encoding": message.get("content-encoding")}
-    raw = body.encode() if isinstance(body, str) else bytes(body or b"")
-    return Kept(number, raw, message.get("headers") or {}, rest)
+    return Kept(number, body or b"", message.get("headers") or {}, rest)
 
 
-def _changed(envelope: str, queue: str, number: int, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
-    try:
-        message: dict[str, Any] = kombu_json.loads(envelope)
-    except ValueError:
-        message = {}
+def _changed(
+    envelope: bytes, queue: str, number: int, headers: Mapping[str, Any], properties: Mapping[str, Any]
+) -> str:
+    message = envelopes.read(envelope) or {}
     stored = {**(message.get("properties") or {}), **properties, "priority": number}
     stored["delivery_info"] = {"exchange": "", "routing_key": queue, "priority": number}
     for name in ("content_type", "content_encoding"):  # kombu keeps them beside the properties

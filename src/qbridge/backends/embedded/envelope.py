@@ -2,22 +2,29 @@
 
 The body is kept as it is, text or bytes. All else goes into one JSON text, written and read by kombu's own JSON, which
 carries dates, bytes and UUIDs in headers as on kombu's other transports.
+
+Whoever may write to the file can put anything there. What is no message is handed out as one that nobody can decode,
+with what was there in a header: it goes the way of all bad messages, and does not stop the worker.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import datetime
 from typing import Any
 
 from kombu.utils import json as kombu_json
 
-from qbridge.backends.base import HEADER_NOT_BEFORE
-from qbridge.backends.embedded.store import Claim, Outgoing
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE
+from qbridge.backends.embedded.store import LATEST, Claim, Outgoing
 
-__all__ = ["open_up", "seal"]
+__all__ = ["open_up", "read", "seal", "unread", "unreadable"]
 
 # kombu's messages are plain dictionaries: Any at this border.
 Message = dict[str, Any]
+
+_CUT = 1_000_000
+"""Bytes of an unreadable envelope that are kept: they are copied, in base64, into the dead letter's headers."""
 
 
 def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Outgoing:
@@ -55,38 +62,89 @@ def _not_before(headers: dict[str, Any]) -> float | None:
     A time without a zone is the business of the app that reads it, one that cannot be read of the worker that says so.
     """
     until = headers.get(HEADER_NOT_BEFORE)  # of a message that a worker has put off, a task or not
-    until = float(until) if isinstance(until, int | float) else None
+    # only numbers that are times: others would keep a dead letter from being written
+    until = float(until) if isinstance(until, int | float) and 0 <= until <= LATEST else None
     eta = headers.get("eta")
     if eta is None or "task" not in headers:
         return until
     try:
         moment = datetime.fromisoformat(eta)
-    except (TypeError, ValueError):
+        return until if moment.tzinfo is None else max(moment.timestamp(), until or 0.0)
+    except (TypeError, ValueError, OverflowError):
         return until
-    return until if moment.tzinfo is None else max(moment.timestamp(), until or 0.0)
 
 
-def open_up(claim: Claim) -> Message:
-    """The message that a claimed row holds, with what is known of its deliveries.
+def read(text: Any) -> Message | None:
+    """The message without its body that an envelope holds; None if that is not what kombu makes.
 
-    A row that was not written by us is handed out as what nobody can decode: it then goes the way of all bad messages,
-    and does not stop the worker.
+    Args:
+        text: as it is in the file.
     """
     try:
-        message: Message = kombu_json.loads(claim.envelope)
-        info: dict[str, Any] = message["properties"]["delivery_info"]
-    except (ValueError, TypeError, KeyError):
-        info = {"exchange": "", "routing_key": ""}
-        message = {
+        message = kombu_json.loads(text)
+    except Exception:  # noqa: BLE001 - RecursionError too, and whatever kombu's types for dates and the like raise
+        return None
+    if not isinstance(message, dict):
+        return None
+    mappings = message.get("headers"), message.get("properties")
+    texts = message.get("content-type"), message.get("content-encoding")
+    fits = all(isinstance(one, dict | None) for one in mappings) and all(isinstance(one, str | None) for one in texts)
+    return message if fits else None
+
+
+def unread(text: bytes) -> dict[str, str]:
+    """The headers of a message whose envelope cannot be read: with what there is of it.
+
+    Args:
+        text: the envelope.
+    """
+    return {HEADER_UNREADABLE: b64encode(text[:_CUT]).decode()}
+
+
+def open_up(claim: Claim, queue: str) -> Message:
+    """The message that a claimed row holds, with what is known of its deliveries.
+
+    Args:
+        claim: the row.
+        queue: that it was taken from.
+    """
+    message = read(claim.envelope)
+    info = ((message or {}).get("properties") or {}).get("delivery_info")
+    if message is None or not isinstance(info, dict):
+        return unreadable(claim, queue)
+    names = info.get("exchange"), info.get("routing_key")
+    if not all(isinstance(one, str | None) for one in names):
+        return unreadable(claim, queue)
+    info.setdefault("routing_key", queue)  # its dead letters are that queue's
+    return _delivered(message, claim)
+
+
+def unreadable(claim: Claim, queue: str) -> Message:
+    """A message in place of one that cannot be read: of a type that nobody decodes, with the envelope in a header.
+
+    Args:
+        claim: the row.
+        queue: that it was taken from: its dead letters are that queue's.
+    """
+    return _delivered(
+        {
             "content-type": "application/x-unreadable",
             "content-encoding": "binary",
-            "headers": {},
-            "properties": {"delivery_info": info},
-        }
-    message["properties"]["delivery_tag"] = f"{claim.id}.{claim.deliveries}"
+            "headers": unread(claim.envelope),
+            "properties": {"delivery_info": {"exchange": "", "routing_key": queue}},
+        },
+        claim,
+    )
+
+
+def _delivered(message: Message, claim: Claim) -> Message:
+    sent = message["properties"]["delivery_info"]
+    # nothing else of what the sender wrote there: the worker believes what it reads in it
+    info = {name: sent[name] for name in ("exchange", "routing_key", "priority") if name in sent}
     info.update(redelivered=claim.deliveries > 1, loss_count=claim.losses)
     if claim.deliveries > 1:
         info["delivery_count"] = claim.deliveries - 1
         message["headers"] = {**(message.get("headers") or {}), "x-delivery-count": claim.deliveries - 1}
+    message["properties"] |= {"delivery_info": info, "delivery_tag": f"{claim.id}.{claim.deliveries}"}
     message["body"] = claim.body
     return message

@@ -17,21 +17,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from qbridge.backends.embedded.errors import FileUnavailable
 from qbridge.backends.forking import begin_anew_after_fork
 
-__all__ = ["Presence", "dead", "folder_of", "remove_litter", "wake"]
+__all__ = ["Presence", "dead", "folder_of", "is_party", "remove_litter", "wake"]
 
 _LITTER_AGE = 60.0  # seconds: a party writes its row within milliseconds of making its files
 
 _MESSAGE = b"m"  # a sender has committed something
 _TURN = b"t"  # the party itself wants another turn of its event loop
+
+_ID = re.compile(r"[0-9]{1,20}-[0-9a-f]{16}")
+"""What ``Presence`` makes; ids become names of files, so no other is ever used as one."""
 
 _own: set[str] = set()
 
@@ -39,6 +44,11 @@ _own: set[str] = set()
 def folder_of(path: Path) -> Path:
     """The folder of the parties' files, for the broker's file at ``path``."""
     return path.with_name(path.name + "-parties")
+
+
+def is_party(name: Any) -> bool:
+    """Return whether a name from the database is one that a party gives itself."""
+    return isinstance(name, str) and _ID.fullmatch(name) is not None
 
 
 class Presence:
@@ -120,6 +130,9 @@ def dead(folder: Path, party: str) -> Iterator[bool]:
     if party in _own:
         yield False
         return
+    if not is_party(party):
+        yield True  # nobody is called that
+        return
     lock = folder / f"{party}.lock"
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
@@ -145,7 +158,7 @@ def dead(folder: Path, party: str) -> Iterator[bool]:
 
 def wake(folder: Path, parties: Iterable[str]) -> None:
     """Wake ``parties``; those that died are no matter."""
-    for party in parties:
+    for party in filter(is_party, parties):
         try:
             descriptor = os.open(folder / f"{party}.wake", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -163,7 +176,7 @@ def remove_litter(folder: Path, known: set[str]) -> None:
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             party, old = file.stem, time.time() - file.stat().st_mtime > _LITTER_AGE
-            if old and party not in known:
+            if old and is_party(party) and party not in known:
                 with dead(folder, party) as is_dead:
                     if is_dead:
                         file.unlink(missing_ok=True)

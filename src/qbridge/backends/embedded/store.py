@@ -20,14 +20,17 @@ from qbridge.backends.embedded import presence
 from qbridge.backends.embedded.database import Database
 from qbridge.backends.embedded.errors import FileReplaced
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
-from qbridge.backends.embedded.topology import Topology, drop_queue
+from qbridge.backends.embedded.topology import Topology, drop_queue, drop_queues
 
-__all__ = ["Claim", "Outgoing", "Store", "say_missing"]
+__all__ = ["LATEST", "Claim", "Outgoing", "Store", "say_missing"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 RELEASED_AT_ONCE = 1000
 """Delayed messages that one transaction makes ready: senders and other consumers wait for it, about 5 ms."""
+
+LATEST = 253_402_387_199.0
+"""UNIX time after which no time is one: the end of the year 9999, in the zone where it is latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Claim:
     id: int
     deliveries: int
     losses: int
-    envelope: str
-    body: str | bytes | None
+    envelope: bytes
+    body: bytes | None
 
 
 class Store(Topology):
@@ -184,6 +187,7 @@ class Store(Topology):
             return earliest
         with self.database.write(timeout) as sql:
             rows = sql.execute(_RELEASE, (time.time(), RELEASED_AT_ONCE)).fetchall()
+            rows += sql.execute(_RELEASE_ODD, (RELEASED_AT_ONCE,)).fetchall()
             parties = _parties(sql, {row[0] for row in rows})
         presence.wake(self.folder, parties)
         return self._earliest()
@@ -250,7 +254,9 @@ class Store(Topology):
             raise FileReplaced(
                 f"This consumer was taken for dead: its lock file in {self.folder} was deleted. It registers again"
             )
-        for other in known:
+        if not all(map(presence.is_party, known)):
+            self._remove_foreign_parties(timeout)
+        for other in filter(presence.is_party, known):
             with presence.dead(self.folder, other) as is_dead:
                 if is_dead:
                     with self.database.write(timeout) as sql:
@@ -262,8 +268,21 @@ class Store(Topology):
                 sql.execute("DELETE FROM message WHERE expires_at <= ? AND party IS NULL", (now,))
         if self.database.read(f"{_EXPIRED} LIMIT 1", (now,)):
             with self.database.write(timeout) as sql:
-                for (queue,) in sql.execute(_EXPIRED, (now,)).fetchall():
-                    drop_queue(sql, queue)
+                drop_queues(sql, _EXPIRED, now)
+
+    def _remove_foreign_parties(self, timeout: float | None) -> None:
+        """Remove parties that none of us can be, and let others have what is claimed by nobody then."""
+        with self.database.write(timeout) as sql:
+            rows = sql.execute("SELECT id, CAST(id AS BLOB), typeof(id) FROM party").fetchall()
+            foreign = [row[1:] for row in rows if not presence.is_party(row[0])]
+            sql.executemany("DELETE FROM party WHERE (CAST(id AS BLOB), typeof(id)) = (?, ?)", foreign)
+            # Not their queues: somebody else may have messages there.
+            sql.execute("UPDATE queue SET party = NULL WHERE party NOT IN (SELECT id FROM party)")
+            sql.execute("DELETE FROM consumer WHERE party NOT IN (SELECT id FROM party)")
+            freed = sql.execute(_FREE).fetchall()
+            parties = _parties(sql, {row[0] for row in freed})
+        logger.error("Removed %d parties from the embedded broker's file whose names no qbridge has made", len(foreign))
+        presence.wake(self.folder, parties)
 
     def _known_parties(self) -> list[str]:
         return [row[0] for row in self.database.read("SELECT id FROM party")]
@@ -274,17 +293,42 @@ _NEXT = (
     " AND (expires_at IS NULL OR expires_at > ?)"
     " ORDER BY priority DESC, id LIMIT 1"
 )
-_STANDING = "EXISTS (SELECT 1 FROM party WHERE party.id = ?) RETURNING id, deliveries, losses, envelope, body"
-_CLAIM = f"UPDATE message SET party = ?, deliveries = deliveries + 1 WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
+# Columns hold what somebody wrote, of whatever type: no text that is UTF-8, no number where one is meant. As bytes all
+# can be read, and what is no number is one after CAST.
+_STANDING = (
+    "EXISTS (SELECT 1 FROM party WHERE party.id = ?) RETURNING id, CAST(deliveries AS INTEGER),"
+    " CAST(losses AS INTEGER), CAST(envelope AS BLOB), CAST(body AS BLOB)"
+)
+_COUNTED = f"min(CAST(deliveries AS INTEGER), {2**53}) + 1"
+_CLAIM = f"UPDATE message SET party = ?, deliveries = {_COUNTED} WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
 _TAKE = f"DELETE FROM message WHERE id = ({_NEXT}) AND {_STANDING}"  # noqa: S608 - our own words only
-_EARLIEST = "SELECT min(not_before) FROM message WHERE not_before IS NOT NULL"
+# Texts and bytes sort after all numbers, so what is no time comes after the latest one: it is due.
+_ODD = f"not_before > {LATEST}"
+_EARLIEST = (
+    f"SELECT CASE WHEN EXISTS (SELECT 1 FROM message WHERE {_ODD}) THEN 0.0"  # noqa: S608 - our own words only
+    " ELSE (SELECT min(not_before) FROM message WHERE not_before IS NOT NULL) END"
+)
 _RELEASE = (
     "UPDATE message SET not_before = NULL WHERE id IN"
     " (SELECT id FROM message WHERE not_before <= ? ORDER BY not_before LIMIT ?) RETURNING queue"
 )
+_RELEASE_ODD = (
+    f"UPDATE message SET not_before = NULL WHERE id IN (SELECT id FROM message WHERE {_ODD} LIMIT ?) RETURNING queue"  # noqa: S608 - our own words only
+)
+_FREE = (
+    "UPDATE message SET party = NULL, losses = losses + 1"
+    " WHERE party IS NOT NULL AND party NOT IN (SELECT id FROM party) RETURNING queue"
+)
 _EXPIRED = (
     "SELECT name FROM queue WHERE used_at + expires <= ?"
     " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)"
+)
+
+_TTL = "CASE typeof(queue.message_ttl) WHEN 'real' THEN queue.message_ttl END"  # anything else is no number
+_TTL_OF = f"SELECT {_TTL} FROM queue WHERE name = ?"  # noqa: S608 - our own words only
+_BOUND = (
+    f"SELECT binding.routing_key, binding.queue, {_TTL} FROM binding"  # noqa: S608 - our own words only
+    " JOIN queue ON queue.name = binding.queue WHERE binding.exchange = ?"
 )
 
 
@@ -306,7 +350,7 @@ def _acknowledge(sql: sqlite3.Connection, party: str, claims: Iterable[tuple[int
 def _route(sql: sqlite3.Connection, exchange: str, routing_key: str) -> list[tuple[str, float | None]]:
     """Names and message TTLs of the queues that a message goes to."""
     if not exchange:
-        row = sql.execute("SELECT message_ttl FROM queue WHERE name = ?", (routing_key,)).fetchone()
+        row = sql.execute(_TTL_OF, (routing_key,)).fetchone()
         if row is None:
             sql.execute(
                 "INSERT INTO queue (name, durable, auto_delete, used_at) VALUES (?, 1, 0, ?)",
@@ -316,11 +360,7 @@ def _route(sql: sqlite3.Connection, exchange: str, routing_key: str) -> list[tup
     kind = sql.execute("SELECT type FROM exchange WHERE name = ?", (exchange,)).fetchone()
     if kind is None:
         raise ExchangeMissing(exchange)
-    rows: list[tuple[str, str, float | None]] = sql.execute(
-        "SELECT binding.routing_key, binding.queue, queue.message_ttl FROM binding"
-        " JOIN queue ON queue.name = binding.queue WHERE binding.exchange = ?",
-        (exchange,),
-    ).fetchall()
+    rows: list[tuple[str, str, float | None]] = sql.execute(_BOUND, (exchange,)).fetchall()
     return list({queue: (queue, ttl) for key, queue, ttl in rows if matches(kind[0], key, routing_key)}.values())
 
 
@@ -341,8 +381,7 @@ def _remove_party(sql: sqlite3.Connection, party: str, *, lost: bool) -> set[str
 def _end_consuming(sql: sqlite3.Connection, party: str) -> None:
     consumed = sql.execute("DELETE FROM consumer WHERE party = ? RETURNING queue", (party,)).fetchall()
     _after_consumers_left(sql, [row[0] for row in consumed])
-    for (queue,) in sql.execute("SELECT name FROM queue WHERE party = ?", (party,)).fetchall():
-        drop_queue(sql, queue)
+    drop_queues(sql, "SELECT name FROM queue WHERE party = ?", party)
 
 
 def _after_consumers_left(sql: sqlite3.Connection, queues: Iterable[str]) -> None:

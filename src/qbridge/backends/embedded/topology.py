@@ -7,7 +7,7 @@ import time
 
 from qbridge.backends.embedded.database import Database
 
-__all__ = ["Topology", "drop_queue"]
+__all__ = ["Topology", "drop_queue", "drop_queues"]
 
 
 class Topology:
@@ -114,7 +114,16 @@ class Topology:
 
 def drop_queue(sql: sqlite3.Connection, queue: str) -> None:
     """Delete a queue and all that belongs to it, within a transaction."""
-    sql.execute("DELETE FROM message WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM binding WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM consumer WHERE queue = ?", (queue,))
-    sql.execute("DELETE FROM queue WHERE name = ?", (queue,))
+    drop_queues(sql, "SELECT ?", queue)
+
+
+def drop_queues(sql: sqlite3.Connection, which: str, parameter: object) -> None:
+    """Delete queues and all that belongs to them, within a transaction; their names may be no text that Python has.
+
+    Args:
+        sql: the connection.
+        which: our own statement that selects their names, whatever is deleted of them already.
+        parameter: of it.
+    """
+    for table, column in (("message", "queue"), ("binding", "queue"), ("consumer", "queue"), ("queue", "name")):
+        sql.execute(f"DELETE FROM {table} WHERE {column} IN ({which})", (parameter,))  # noqa: S608 - our own words only
