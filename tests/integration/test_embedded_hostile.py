@@ -62,10 +62,13 @@ class Place:
         wait_until(lambda: len(self.letters()) == COPIES, 4, what="the dead letters")
         letters = self.letters()
         self.contract.bridge.dead_letters.discard(queue="fragile")
-        with self.sql() as sql:  # nor does anybody hold one
-            left = sql.execute("SELECT count(*) FROM message WHERE queue = 'fragile'").fetchall()
-        assert [(0,)] == left
+        wait_until(lambda: self.left() == 0, 4, what="nobody to hold one")  # its letter is there before it goes
         return letters
+
+    def left(self) -> int:
+        with self.sql() as sql:
+            (number,) = sql.execute("SELECT count(*) FROM message WHERE queue = 'fragile'").fetchone()
+        return int(number)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +125,14 @@ UNREADABLE: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_row_that_is_no_message_becomes_a_dead_letter(place: Place, name: str) -> None:
-    """As it was, in its own queue's dead letters, with its envelope in a header; the worker goes on."""
+    """In its own queue's dead letters, with the beginning of its envelope in a header; the worker goes on."""
     for _ in range(COPIES):
         place.insert(UNREADABLE[name])
     place.must_be_well()
     letters = place.given_up()
     assert {("malformed", BODY)} == {(letter.reason, letter.body) for letter in letters}
     raw = UNREADABLE[name] if isinstance(UNREADABLE[name], bytes) else str(UNREADABLE[name]).encode()
-    assert {raw} == {base64.b64decode(letter.headers["qbridge_unreadable"]) for letter in letters}
+    assert {raw[:40_000]} == {base64.b64decode(letter.headers["qbridge_unreadable"]) for letter in letters}
 
 
 def test_a_body_encoding_that_nobody_has_is_refused(place: Place) -> None:
@@ -255,7 +258,7 @@ def test_foreign_dead_letters_are_listed_and_can_be_sent_or_discarded(file: Plac
     body = b"" if number is None else b"5" if number == 5 else BODY
     assert [("foreign", body)] * len(FOREIGN) == [(letter.reason, letter.body) for letter in letters]
     deep = base64.b64decode(letters[0].headers["qbridge_unreadable"])
-    assert deep == b"[" * 100_000
+    assert deep == b"[" * 40_000
     dead_letters = file.contract.bridge.dead_letters
     assert len(dead_letters.discard(queue="fragile", limit=3)) == 3
     assert len(dead_letters.replay(queue="fragile")) == len(FOREIGN) - 3

@@ -23,8 +23,8 @@ __all__ = ["open_up", "read", "seal", "unread", "unreadable"]
 # kombu's messages are plain dictionaries: Any at this border.
 Message = dict[str, Any]
 
-_CUT = 1_000_000
-"""Bytes of an unreadable envelope that are kept: they are copied, in base64, into the dead letter's headers."""
+_CUT = 40_000
+"""Bytes of an unreadable envelope that are kept: in base64 they are to be no larger than headers may be."""
 
 
 def seal(message: Message, exchange: str, routing_key: str, priority: int) -> Outgoing:
