@@ -84,6 +84,8 @@ class Soak:
         self._ending = threading.Event()
         self._waiting = 0
         self._workers: dict[str, ChildProcess] = {}
+        self.ended: dict[str, str] = {}
+        """Pools whose workers have ended by themselves, and what their logs say at the end."""
 
     def run(self) -> None:
         """Do it all."""
@@ -103,7 +105,9 @@ class Soak:
             self._ending.set()
             for thread in beside:
                 thread.join()
-            for worker in self._workers.values():
+            for pool, worker in self._workers.items():
+                if worker.exit_code() is not None:
+                    self.ended[pool] = worker.tail()
                 worker.kill()
             self.app.bridge.close()
 
@@ -189,9 +193,9 @@ def grown(samples: list[dict[str, float]]) -> list[str]:
         before, after = (statistics.median(row[name] for row in rows) for rows in (begin, end))
         allowed = before * (1 + _GROWTH) if name.endswith("_mb") else before + 3
         if after > allowed:
-            found.append(f"{name}: {before:.0f} → {after:.0f}")
+            found.append(f"{name} has grown: {before:.0f} → {after:.0f}")
     if samples[-1]["waiting"]:
-        found.append(f"waiting: {samples[-1]['waiting']:.0f}")
+        found.append(f"messages that still wait: {samples[-1]['waiting']:.0f}")
     return found
 
 
@@ -218,6 +222,9 @@ def main() -> int:
         title = f"{soak.sent} tasks, {given.broker}"
         given.plot.write_text(drawn(title, [row["seconds"] for row in soak.samples], series, soak.restarts))
     problems = grown(soak.samples)
+    for pool, log in soak.ended.items():
+        problems.append(f"the worker of the {pool} pool has ended")
+        print(log)
     print(
         json.dumps(
             {
@@ -228,7 +235,7 @@ def main() -> int:
             }
         )
     )
-    print("nothing has grown" if not problems else f"has grown: {'; '.join(problems)}")
+    print("nothing has grown" if not problems else f"not well: {'; '.join(problems)}")
     return 1 if problems else 0
 
 

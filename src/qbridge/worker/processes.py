@@ -72,6 +72,8 @@ class _Pool(AsynPool):
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """End a task that was written to a process that is gone; Celery's hook."""
         super().on_partial_read(job, proc)
+        if self._loop is not None:  # Celery takes it for dead from here on, and would leave this open for ever
+            self._untrack_child_process(proc, self._loop)
         if proc.exitcode in _IN_ORDER or job not in self.outbound_buffer:
             return
         self.outbound_buffer.remove(job)

@@ -6,6 +6,7 @@ which the parent, woken by a timer, reads it. On a busy machine it was one of so
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from types import SimpleNamespace
@@ -65,3 +66,19 @@ def test_a_task_that_had_begun_is_celerys_affair(monkeypatch: pytest.MonkeyPatch
     job = Job()
     pool.on_partial_read(job, SimpleNamespace(exitcode=-9, pid=7))
     assert (job.acked_by, job.ended) == ([], [])
+
+
+def test_the_end_of_a_process_is_watched_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery forgets one that it finds dead with a task on its way: each left a descriptor open in the worker."""
+    pool: Any = object.__new__(_Pool)
+    pool.outbound_buffer = deque()
+    monkeypatch.setattr(AsynPool, "on_partial_read", lambda self, job, proc: None)
+    removed: list[int] = []
+    pool._loop = SimpleNamespace(remove=removed.append)
+    watched, other = os.pipe()
+    pool.on_partial_read(Job(), process := SimpleNamespace(exitcode=-9, pid=7, _sentinel_poll=watched))
+    pool.on_partial_read(Job(), process)  # and once only: its number may be another's by then
+    assert removed == [watched]
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(watched)
+    os.close(other)
