@@ -3,6 +3,9 @@
 A process says that it has begun a task before it runs it. One that is killed within a millisecond may be found dead
 before that word is read. Celery then hands the task to another process, as if it had only been on its way: no crash is
 counted, and a task that kills its process each time goes on and on.
+
+A process that takes another's place is forked from a parent that is at work by then: it lets go of what the first ones
+never had, and the parent lets go of what it had of the one that is gone.
 """
 
 from __future__ import annotations
