@@ -27,10 +27,14 @@ __all__ = ["ProcessPool"]
 # What a process ends with that was asked to, or had run as many tasks as it may.
 _IN_ORDER = (None, 0, EX_RECYCLE, -signal.SIGTERM)
 
+# Seconds until a process can be reaped whose files are closed: some microseconds, more on a busy machine.
+_MOMENT = 0.1
+
 
 class _Pool(AsynPool):
     """Celery's, which tells a process that was killed from one that has ended."""
 
+    on_process_down: Any
     _loop: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +45,36 @@ class _Pool(AsynPool):
         """Begin to work in an event loop; Celery calls it at each start of the consumer."""
         super().register_with_event_loop(hub)
         self._loop = hub
+
+    def _create_process_handlers(self, hub: Any) -> None:
+        super()._create_process_handlers(hub)
+        down = self.on_process_down
+
+        def on_process_down(proc: Any) -> None:
+            down(proc)
+            # Celery skips this for one that it found dead with a task on its way: it stayed open for ever
+            self._untrack_child_process(proc, hub)
+
+        self.on_process_down = on_process_down
+
+    def _event_process_exit(self, hub: Any, proc: Any) -> None:
+        """Reap a process whose pipe says that it has ended, now or in a moment.
+
+        Its files close before the system lets it be reaped; Celery looks again after five seconds.
+        """
+        super()._event_process_exit(hub, proc)
+        if proc in self._pool:
+            hub.call_later(_MOMENT, self.maintain_pool)
+
+    def _track_child_process(self, proc: Any, hub: Any) -> None:
+        """Watch for a process's end, also if it was told already and the process could not be reaped at that moment.
+
+        Celery ends the worker at its next connection then: it takes the None of one that is watched no longer for
+        something to watch.
+        """
+        if getattr(proc, "_sentinel_poll", 0) is None:
+            del proc._sentinel_poll
+        super()._track_child_process(proc, hub)
 
     def after_fork(self) -> None:
         """In a new process: close what belongs to the parent's event loop and to the other processes.
@@ -75,8 +109,10 @@ class _Pool(AsynPool):
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """End a task that was written to a process that is gone; Celery's hook."""
         super().on_partial_read(job, proc)
-        if self._loop is not None:  # Celery takes it for dead from here on, and would leave this open for ever
-            self._untrack_child_process(proc, self._loop)
+        # Celery has closed its pipes by now, and goes on to list this one by number: at the next start of the consumer
+        # the loop would read as results whatever has that number by then, and hang in a socket to Redis, say.
+        if self._fileno_to_outq.get(proc.outqR_fd) is proc:
+            del self._fileno_to_outq[proc.outqR_fd]
         if proc.exitcode in _IN_ORDER or job not in self.outbound_buffer:
             return
         self.outbound_buffer.remove(job)
