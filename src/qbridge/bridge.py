@@ -57,11 +57,11 @@ class Bridge(Declares):
         config: None: from ``QBRIDGE_*`` variables, ``.env``, ``qbridge.toml`` and ``[tool.qbridge]``.
 
     Raises:
-        ConfigurationError: if the configuration cannot work.
+        ConfigurationError: if the configuration cannot work, or is none.
     """
 
     def __init__(self, config: BridgeConfig | None = None) -> None:
-        self._config = BridgeConfig() if config is None else config
+        self._config = _configuration(config)
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._celery_tasks: dict[str, TypedTask] = {}
         self._undeclared: dict[str, TaskDefinition] = {}
@@ -510,6 +510,22 @@ class _Place:
 
 def _as_is(value: Any) -> Any:
     return value
+
+
+def _configuration(given: BridgeConfig | None) -> BridgeConfig:
+    if given is None:
+        return BridgeConfig()
+    if isinstance(given, BridgeConfig):
+        return given
+    if isinstance(given, Celery):
+        todo = "For the settings of a Celery app: Bridge(BridgeConfig.from_celery(app.conf))."
+    elif isinstance(given, str):
+        scheme, is_url, _ = given.partition("://")  # of a URL no more is shown: it may hold a password
+        setting = f"broker='{scheme}://...'" if is_url else f"name={given!r}"
+        todo = f"Did you mean Bridge(BridgeConfig({setting}))?"
+    else:
+        todo = "Bridge() reads QBRIDGE_* variables and files; BridgeConfig(...) takes arguments."
+    raise ConfigurationError(f"Bridge takes a BridgeConfig, not {type(given).__name__}", todo)
 
 
 _bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from qbridge import (
     Bridge,
@@ -107,3 +108,28 @@ def test_a_task_whose_retries_outlive_its_result_is_refused_where_it_is_declared
         assert ["quick", "quiet"] == sorted(bridge.tasks)
     with Bridge(BridgeConfig(**config, defaults="celery")) as bridge:
         bridge.task(name="slow", retry=long)(lambda a: a)
+
+
+@pytest.mark.parametrize(
+    ("given", "way_out"),
+    [
+        ("shop", "Bridge(BridgeConfig(name='shop'))"),
+        ("redis://:hidden@broker", "Bridge(BridgeConfig(broker='redis://...'))"),
+        (Celery("shop", set_as_current=False), "Bridge(BridgeConfig.from_celery(app.conf))"),
+        ({"broker": "redis://broker"}, "BridgeConfig(...) takes arguments"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_with_the_way_out(given: Any, way_out: str) -> None:
+    """``Celery("shop")`` takes a name there; it was an AttributeError here."""
+    with pytest.raises(ConfigurationError) as caught:
+        Bridge(given)
+    assert f"not {type(given).__name__}" in str(caught.value)
+    assert way_out in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_the_settings_of_a_celery_app_make_a_bridge() -> None:
+    """As the message above says."""
+    app = Celery("shop", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    with Bridge(BridgeConfig.from_celery(app.conf)) as made:
+        assert isinstance(made.config.broker, RedisBroker)
