@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from billiard.exceptions import WorkerLostError
 from celery.signals import worker_ready
 
 from qbridge import Bridge
@@ -47,6 +48,8 @@ def end(path: str, how: str) -> None:
         raise asyncio.CancelledError
     if how == "BaseExceptionGroup":
         raise BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError(1)])
+    if how == "WorkerLostError":
+        raise WorkerLostError("the worker of another task, which this one has waited for")
     raise OwnBase("mine")
 
 

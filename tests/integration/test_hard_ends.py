@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from qbridge import Bridge, BridgeConfig, TaskFailed
+from qbridge.cli.depths import read_depths
 from qbridge.testing.contracts.kit import WorkerProcess
+from qbridge.testing.waiting import wait_until
 
 HERE = Path(__file__).parent
 
@@ -76,6 +78,23 @@ def test_an_end_that_is_no_exception_is_the_failure_of_one_task(place: Place, ho
 def test_a_memory_error_is_the_failure_of_one_task(place: Place) -> None:
     """Celery ends the whole worker on it, and the message, not acknowledged, ends the next one."""
     assert str(place.failure("hard.end", "MemoryError")) == "Unable to allocate 7.28 TiB"
+
+
+def test_the_loss_of_another_tasks_worker_is_a_failure_as_any(place: Place) -> None:
+    """Who waits for another task in a task gets its WorkerLostError; it was taken for the loss of this one's worker.
+
+    The task ran again and again, after its caller was told of the failure, and became a dead letter.
+    """
+
+    def settled() -> bool:
+        depths = read_depths(place.bridge, 5)
+        return not depths.held and not any(each.waiting or each.running for each in depths.queues)
+
+    error = place.failure("hard.end", "WorkerLostError")
+    assert "which this one has waited for" in str(error)
+    wait_until(settled, 30, what="an empty queue")
+    assert len((place.folder / "hard.end-WorkerLostError").read_text().splitlines()) == 1
+    assert place.bridge.dead_letters.list() == []
 
 
 @pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt"])

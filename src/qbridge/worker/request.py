@@ -106,19 +106,21 @@ class TypedRequest(AdoptingRequest):
         A ``MemoryError`` ends this task alone. Celery takes one for its own and ends the worker. It is the task's: an
         array too large to be had, say. The message stays unacknowledged, and so the next worker would run it, and end.
         A run whose outcome nobody has stored gives its message back; Celery acknowledges it.
+        A ``WorkerLostError`` that the task itself raises, of another one that it has waited for, is a failure as any.
         """
         error = _raised(exc_info)
         if isinstance(error, OutcomeNotStored) and self.task.acks_late:
             logger.error("Task %s[%s] goes back to its queue: %s", self.name, self.id, error)
             state.task_ready(self)
             return self._give_back()
+        anothers = return_ok and isinstance(error, WorkerLostError)  # return_ok: the task has told it, and stored it
         if isinstance(error, MemoryError):
-            exc_info.exception = TaskFailed(
-                type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)
-            )
+            self._take_from_celery(exc_info)
         elif isinstance(error, SystemExit | KeyboardInterrupt) and not self._ended_by_us:
             exc_info = self._worker_lost_info(error)
-        lost = isinstance(_raised(exc_info), WorkerLostError) and self.task.max_redeliveries is not None
+        lost = (
+            isinstance(_raised(exc_info), WorkerLostError) and not anothers and self.task.max_redeliveries is not None
+        )
         if lost and self._ended_by_us:
             state.task_ready(self)
             return None
@@ -129,7 +131,16 @@ class TypedRequest(AdoptingRequest):
         reason = self._reason(_raised(exc_info), lost)
         if reason is not None and not self._kept(reason, exc_info, send_failed_event, return_ok):
             return None
+        if anothers:
+            self._take_from_celery(exc_info)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _take_from_celery(self, exc_info: Any) -> None:
+        """Put an error in the place of one that Celery would take for the worker's own; what it was is stored."""
+        error = _raised(exc_info)
+        exc_info.exception = TaskFailed(
+            type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)
+        )
 
     def _give_back(self) -> None:
         """Give the message back to its queue; RabbitMQ counts what returns as lost, and a new message from 0."""
