@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
@@ -23,6 +23,7 @@ from qbridge.exceptions import ConfigurationError
 __all__ = [
     "HEADER_NOT_BEFORE",
     "HEADER_UNREADABLE",
+    "LATEST",
     "Broker",
     "BrokerCapabilities",
     "Finding",
@@ -32,16 +33,28 @@ __all__ = [
     "ResultCapabilities",
     "Room",
     "Seconds",
+    "is_time",
     "need_driver",
 ]
 
 HEADER_NOT_BEFORE = "qbridge_not_before"
 """Message header with the time until when a broker of ours keeps a message, in seconds since 1970."""
 HEADER_UNREADABLE = "qbridge_unreadable"
-"""Header of a message that came with properties that cannot be read: the first 40,000 octets of them, in base64."""
+"""Header of a message of which something cannot be read: what that was, in base64.
+
+On RabbitMQ the first 40,000 octets of its properties, in an embedded file as many of its envelope: it has no other
+header then. On Redis, where it keeps all others, a JSON list with the names of those that are too deep, or no times.
+"""
+LATEST = 253_402_387_199.0
+"""Seconds since 1970 after which no time is one: the end of the year 9999, in the zone where it is latest."""
 
 Level = Literal["ok", "info", "warning", "error"]
 Priority = Literal["low", "normal", "high"]
+
+
+def is_time(value: Any) -> TypeGuard[float]:
+    """Tell whether a value can be seconds since 1970: Infinity, NaN and numbers of any length come in JSON too."""
+    return isinstance(value, int | float) and -LATEST <= value <= LATEST
 
 
 def _seconds(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qbridge.serialization.limits import MAX_HEADER_OCTETS, header_octets
+from qbridge.serialization.header_limits import MAX_HEADER_OCTETS, field_octets
 
 __all__ = ["HEADER_CUT", "keepable"]
 
@@ -25,15 +25,15 @@ def keepable(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     Args:
         headers: of a message that is given up.
     """
-    weights = {name: header_octets(value) for name, value in headers.items()}
-    whole = sum(len(name) + (MAX_HEADER_OCTETS if weight is None else weight) for name, weight in weights.items())
+    weights = {name: field_octets(name, value) for name, value in headers.items()}
+    whole = sum(MAX_HEADER_OCTETS + 1 if weight is None else weight for weight in weights.values())
     if whole <= MAX_HEADER_OCTETS:
         return headers
     kept: dict[str, Any] = {}
     room = MAX_HEADER_OCTETS // 2
     for name, weight in sorted(weights.items(), key=lambda pair: pair[1] or 0):
-        if weight is not None and len(name) + weight <= room:
-            room -= len(name) + weight
+        if weight is not None and weight <= room:
+            room -= weight
             kept[name] = headers[name]
     cut = ", ".join(str(name) for name in headers if name not in kept)
     return {**{name: headers[name] for name in headers if name in kept}, HEADER_CUT: cut[:_LONGEST_NAMES]}

@@ -13,35 +13,22 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from itertools import accumulate
 from typing import Any
 
 from kombu.compression import get_decoder, get_encoder
 from kombu.message import Message
 
+from qbridge.serialization.header_limits import MAX_DEPTH, header_fault
 from qbridge.serialization.refused import MessageRefused
 
-__all__ = [
-    "MAX_DEPTH", "MAX_HEADERS", "MAX_HEADER_OCTETS", "BoundedMessage", "decompressed", "header_octets", "refuse_excess",
-]  # fmt: skip
+__all__ = ["BoundedMessage", "body_fault", "decompressed", "refuse_excess"]
 
-MAX_DEPTH = 200
-"""Lists and mappings within one another in a JSON body, and in headers."""
-
-MAX_HEADERS = 200
-"""Headers of one message."""
-
-MAX_HEADER_OCTETS = 60_000
-"""Octets of all headers: RabbitMQ's frame takes 131,072, and a dead letter needs room for its record."""
-
-_OCTETS = 9
-"""Octets of a number with its type, or of what stands before a text or a list; some are smaller."""
-_WIDEST = 4
-"""Octets of a character, at most."""
-_CONTAINERS: frozenset[Any] = frozenset({dict, list, tuple})  # exact types: what comes from JSON and AMQP has no others
 # One that does not end goes to the end of the body: what is tried again at each quotation mark takes hours.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_ALIKE = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""One level up, or down: 255 is -1 in octets with a sign."""
 
 
 def refuse_excess(message: Any, max_bytes: int | None) -> None:
@@ -59,65 +46,21 @@ def refuse_excess(message: Any, max_bytes: int | None) -> None:
         raise MessageRefused(
             "too_large", f"its body has {len(body):,} bytes, serialization.max_payload_bytes is {max_bytes:,}"
         )
-    if headers.__class__ is dict:
-        if len(headers) > MAX_HEADERS:
-            raise MessageRefused("too_large", f"it has {len(headers):,} headers, the limit is {MAX_HEADERS}")
-        octets = sum(map(len, headers))
-        for value in headers.values():
-            kind = value.__class__
-            if kind is str or kind is bytes:
-                octets += len(value)
-            elif kind in _CONTAINERS and value:
-                weight = _octets_within(value)
-                if weight is None:
-                    raise MessageRefused("too_large", f"a header has more than {MAX_DEPTH} levels")
-                octets += weight
-        if octets * _WIDEST > MAX_HEADER_OCTETS:  # counted in characters up to here: nearly all headers are small
-            octets = sum(len(name) + (header_octets(value) or 0) for name, value in headers.items())
-            if octets > MAX_HEADER_OCTETS:
-                raise MessageRefused(
-                    "too_large", f"its headers have {octets:,} octets, the limit is {MAX_HEADER_OCTETS:,}"
-                )
-    if message.content_type == "application/json" and body and _depth_exceeds(body, MAX_DEPTH):
-        raise MessageRefused("too_large", f"its body has more than {MAX_DEPTH} levels")
+    fault = header_fault(headers) if headers.__class__ is dict else None
+    fault = fault or body_fault(body, message.content_type)
+    if fault is not None:
+        raise MessageRefused("too_large", fault)
 
 
-def header_octets(value: Any) -> int | None:
-    """Return about how many octets a header has.
+def body_fault(body: Any, content_type: str | None) -> str | None:
+    """Return what is too much in a body, but for its size; None: nothing is.
 
     Args:
-        value: of the header.
-
-    Returns:
-        None if it has more levels than it may have.
+        body: decompressed and not decoded.
+        content_type: of it.
     """
-    kind = value.__class__
-    if kind is str:
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-    if kind in _CONTAINERS:
-        return _octets_within(value)
-    return len(value) if kind is bytes else 0
-
-
-def _octets_within(value: Any) -> int | None:
-    """Count level by level, without recursion."""
-    level, octets = [value], 0
-    for _ in range(MAX_DEPTH):
-        below: list[Any] = []
-        for one in level:
-            if one.__class__ is dict:
-                octets += sum(map(len, map(str, one)))
-                one = one.values()
-            octets += _OCTETS * len(one)
-            for part in one:
-                kind = part.__class__
-                if kind in _CONTAINERS:
-                    below.append(part)
-                elif kind is str or kind is bytes:
-                    octets += header_octets(part) or 0
-        if not below:
-            return octets
-        level = below
+    if content_type == "application/json" and body and _depth_exceeds(body, MAX_DEPTH):
+        return f"its body has more than {MAX_DEPTH} levels"
     return None
 
 
@@ -125,14 +68,9 @@ def _depth_exceeds(body: Any, limit: int) -> bool:
     text = body.encode("utf-8", "replace") if isinstance(body, str) else bytes(body)
     if text.count(b"[") + text.count(b"{") <= limit:
         return False  # nearly all: two looks at the memory
-    brackets = _STRINGS.sub(b"", text).translate(_ALIKE, _NOT_BRACKETS)
-    for _ in range(limit):
-        # each turn takes away the innermost level of everything
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return False
-    # what has not gone is too deep; or it is no JSON, which its decoder says unless that would get lost in it
-    return b"[]" in brackets or brackets.count(b"[") > limit
+    brackets = _STRINGS.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
+    # one pass; where they do not match it is no JSON, and the decoder gets no deeper than that
+    return max(accumulate(memoryview(brackets).cast("b")), default=0) > limit
 
 
 # -- what is compressed

@@ -8,6 +8,7 @@ import lzma
 import time
 import tracemalloc
 import zlib
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport.virtual import Message
 
-from qbridge.serialization.limits import (
-    MAX_DEPTH,
-    MAX_HEADER_OCTETS,
-    MAX_HEADERS,
-    BoundedMessage,
-    decompressed,
-    refuse_excess,
-)
+from qbridge.serialization.header_limits import MAX_DEPTH, MAX_HEADER_OCTETS, MAX_HEADERS
+from qbridge.serialization.limits import BoundedMessage, decompressed, refuse_excess
 from qbridge.serialization.refused import MessageRefused
 
 METHODS = [(zlib.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "application/x-lzma")]
@@ -176,3 +171,19 @@ def test_a_text_without_an_end_is_looked_at_once(end: bytes) -> None:
 def test_brackets_in_texts_are_no_levels() -> None:
     """Whatever is escaped in them."""
     refuse_excess(message(json.dumps(['"[[' + "[" * 500 + '\\"', "\\", "[" * 300]).encode()), None)
+
+
+@pytest.mark.parametrize("end", [b"", b"[" * 201 + b"]" * 201])
+def test_a_million_brackets_are_looked_at_once(end: bytes) -> None:
+    """A worker does nothing else meanwhile; one look for each of the levels took half a second."""
+    body = (b"[" * 190 + b"]" * 190) * 2_700 + end
+    began = time.process_time()
+    with pytest.raises(MessageRefused, match="levels") if end else nullcontext():
+        refuse_excess(message(body), None)
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("body", [b"]" * 300 + b"[" * 201, b"[" * 150 + b"}" * 300 + b"[" * 150])
+def test_what_closes_before_it_opens_is_for_the_decoder(body: bytes) -> None:
+    """It is no JSON, and gets nobody any deeper."""
+    refuse_excess(message(body), None)

@@ -15,8 +15,8 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
-from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE
-from qbridge.backends.embedded.store import LATEST, Claim, Outgoing
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, is_time
+from qbridge.backends.embedded.store import Claim, Outgoing
 
 __all__ = ["open_up", "read", "seal", "unread", "unreadable"]
 
@@ -63,7 +63,7 @@ def _not_before(headers: dict[str, Any]) -> float | None:
     """
     until = headers.get(HEADER_NOT_BEFORE)  # of a message that a worker has put off, a task or not
     # only numbers that are times: others would keep a dead letter from being written
-    until = float(until) if isinstance(until, int | float) and 0 <= until <= LATEST else None
+    until = float(until) if is_time(until) else None
     eta = headers.get("eta")
     if eta is None or "task" not in headers:
         return until

@@ -16,21 +16,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbridge.backends.base import LATEST
 from qbridge.backends.embedded import presence
 from qbridge.backends.embedded.database import Database
 from qbridge.backends.embedded.errors import FileReplaced
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
 from qbridge.backends.embedded.topology import Topology, drop_queue, drop_queues
 
-__all__ = ["LATEST", "Claim", "Outgoing", "Store", "say_missing"]
+__all__ = ["Claim", "Outgoing", "Store", "say_missing"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 RELEASED_AT_ONCE = 1000
 """Delayed messages that one transaction makes ready: senders and other consumers wait for it, about 5 ms."""
-
-LATEST = 253_402_387_199.0
-"""UNIX time after which no time is one: the end of the year 9999, in the zone where it is latest."""
 
 
 @dataclass(frozen=True, slots=True)

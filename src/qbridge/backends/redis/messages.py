@@ -6,11 +6,12 @@ import json
 import logging
 import re
 from base64 import b64encode
-from typing import Any, TypeGuard
+from typing import Any
 
-from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, is_time
+from qbridge.serialization.header_limits import is_deeper
 
-__all__ = ["FAULTS", "earlier", "envelope", "is_time", "marked", "thrown_away"]
+__all__ = ["FAULTS", "earlier", "envelope", "marked", "thrown_away"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -19,9 +20,6 @@ FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, Ar
 
 _DEPTH = 500
 """Levels that a message may have. Python reads twice as many, and then cannot write them as a dead letter."""
-
-_END = 253_402_300_800.0
-"""The end of the year 9999, in seconds since 1970: no eta lies behind it."""
 
 _EARLIER = re.compile(rb"(\d{1,9}) (\d{1,9})")
 
@@ -54,8 +52,8 @@ def marked(item: Any, raw: bytes) -> Any:
     headers: dict[str, Any] = found if isinstance(found, dict) else {}
     deep: set[str] = set()
     if raw.count(b"[") + raw.count(b"{") > _DEPTH:  # of nearly all, two looks at the memory say that they are not
-        deep = {name for name, value in headers.items() if not _is_shallow(value)}
-        if not _is_shallow({**item, "headers": None if headers else found}):
+        deep = {name for name, value in headers.items() if is_deeper(value, _DEPTH)}
+        if is_deeper({**item, "headers": None if headers else found}, _DEPTH):
             raise ValueError("it has too many levels")
     # else than a time: nothing that a worker writes, and nothing by which the server could keep it
     bad = deep if is_time(headers.get(HEADER_NOT_BEFORE) or 0) else deep | {HEADER_NOT_BEFORE}
@@ -64,25 +62,6 @@ def marked(item: Any, raw: bytes) -> Any:
     kept = {name: value for name, value in headers.items() if name not in deep}
     kept[HEADER_UNREADABLE] = b64encode(json.dumps(sorted(bad)).encode()).decode()
     return {**item, "headers": kept}
-
-
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(_DEPTH):  # a level at a time, without recursion
-        level = [
-            part
-            for one in level
-            if isinstance(one, dict | list)
-            for part in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
-            return True
-    return False
-
-
-def is_time(value: Any) -> TypeGuard[float]:
-    """Tell whether a value can be seconds since 1970: Infinity, NaN and numbers of any length come in JSON too."""
-    return isinstance(value, int | float) and -_END < value < _END
 
 
 def earlier(before: bytes) -> tuple[int, int]:

@@ -13,9 +13,8 @@ from typing import Any
 from kombu.utils.json import dumps
 from redis.exceptions import ResponseError
 
-from qbridge.backends.base import HEADER_NOT_BEFORE
+from qbridge.backends.base import HEADER_NOT_BEFORE, is_time
 from qbridge.backends.redis import scripts
-from qbridge.backends.redis.messages import is_time
 
 __all__ = ["SOON", "Sending", "eta_of"]
 
