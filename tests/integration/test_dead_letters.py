@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import Exchange
 
 from qbridge import DeadLetter
 from qbridge.testing.contracts.kit import Contract
@@ -80,6 +81,22 @@ def test_what_cannot_be_handled_is_kept_as_it_was(contract: Contract, tmp_path: 
         assert letter.properties["correlation_id"] == "1"
     assert {letter.queue for letter in kept} == {"default"}
     assert not opened.exists()
+
+
+def test_a_message_that_a_pattern_let_in_is_kept_for_its_queue(contract: Contract) -> None:
+    """Its routing key is no queue's, or that of another one, and names nothing here."""
+    app = contract.bridge.celery
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        queue = app.amqp.queues["default"](channel)
+        queue.declare()
+        Exchange("events", "topic", durable=True)(channel).declare()
+        queue.bind_to("events", "#")
+        for key in ("orders.new", "idle", "default"):
+            connection.Producer(channel).publish(5, key, exchange="events", headers=KNOWN, serializer="json")
+    with contract.worker_of("default", pool="solo"):
+        kept = lying(contract, 3)
+    assert [("malformed", "default")] * 3 == [(letter.reason, letter.queue) for letter in kept]
 
 
 def test_what_cannot_be_written_or_read_again_takes_no_place(contract: Contract) -> None:

@@ -112,6 +112,26 @@ def test_a_plain_producers_eta_goes_back_to_the_broker(contract: Contract, plain
     assert runs(far) == []
 
 
+def test_what_goes_back_until_it_is_due_goes_to_its_own_queue(contract: Contract) -> None:
+    """A message that came to two queues is not sent to both again."""
+    app, path = contract.bridge.celery, contract.path()
+    with contract.worker_of("default", pool="solo") as worker, app.connection_for_write() as connection:
+        channel = connection.default_channel
+        Exchange("events", "topic", durable=True)(channel).declare()
+        for name in ("default", "idle"):
+            queue = app.amqp.queues[name](channel)
+            queue.declare()
+            queue.bind_to("events", "orders.#")
+        assert worker.name
+        due = datetime.fromtimestamp(time.time() + 4, UTC).replace(tzinfo=None)  # brokers leave such a time to workers
+        connection.Producer(channel).publish(
+            [[str(path)], {}, {}], "orders.new", exchange="events", serializer="json",
+            headers={"task": note_name(contract), "id": "1", "eta": due.isoformat()},
+        )  # fmt: skip
+        wait_until(lambda: runs(path), 15, what="the task")
+    assert contract.depth("idle") == 1
+
+
 def test_a_second_may_pass_before_a_delayed_task_is_sent(
     qbridge_rabbitmq: RabbitMQServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,15 @@ def test_a_body_encoding_that_nobody_has_is_refused(place: Place) -> None:
     assert "A message of fragile cannot be read: ValueError" in place.worker.log.read_text()
 
 
+@pytest.mark.parametrize("key", [None, "idle", "nowhere"])
+def test_a_routing_key_does_not_tell_whose_a_dead_letter_is(place: Place, key: str | None) -> None:
+    """It is kept for the queue that its message was in: the key may name another one, or none."""
+    for _ in range(COPIES):
+        place.insert(envelope(info={"exchange": "", "routing_key": key, "qbridge_queue": "idle"}))
+    place.must_be_well()
+    assert {("unknown_task", "fragile")} == {(letter.reason, letter.queue) for letter in place.given_up()}
+
+
 ODD: dict[str, dict[str, Any]] = {
     "a body that is a number": {"body": 5},
     "a body that is no UTF-8": {"body": b"\xff\xfe"},

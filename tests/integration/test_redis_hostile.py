@@ -163,6 +163,18 @@ def test_names_that_are_no_text_are_thrown_away(place: Place, name: str, value: 
     assert before + COPIES == place.told("Threw away an item")
 
 
+@pytest.mark.parametrize("key", [None, "idle", "nowhere"])
+def test_a_routing_key_does_not_tell_whose_a_dead_letter_is(place: Place, key: str | None) -> None:
+    """It is kept for the queue that its message was in: the key may name another one, or none."""
+    place.put(
+        headers={"task": "nobody.knows"}, delivery_info={"exchange": "", "routing_key": key, "qbridge_queue": "idle"}
+    )
+    place.must_be_well()
+    wait_until(lambda: place.client.llen(f"{QUEUE}.dead") == COPIES, 10, what="the letters")
+    letters = place.contract.bridge.dead_letters.list(QUEUE)
+    assert {("unknown_task", QUEUE)} == {(letter.reason, letter.queue) for letter in letters}
+
+
 def pidbox(place: Place) -> str:
     return f"/{place.client.connection_pool.connection_kwargs['db']}.celery.pidbox"
 

@@ -21,7 +21,7 @@ from qbridge.versions import Stamp
 
 __all__ = [
     "HEADERS_OF_ONE_MESSAGE", "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE",
-    "REASONS", "DeadLetter", "Reason", "fresh_headers", "name_of", "read", "record_of",
+    "HEADER_UNSTORED_SINCE", "REASONS", "DeadLetter", "Reason", "fresh_headers", "name_of", "read", "record_of",
 ]  # fmt: skip
 
 HEADER_DEAD_LETTER = "qbridge_dead_letter"
@@ -36,7 +36,10 @@ HEADER_LOSSES = "qbridge_losses"
 HEADER_UNKNOWN_SINCE = "qbridge_unknown_since"
 """Message header with the time since when no worker has known the message's task, in seconds since 1970."""
 
-HEADERS_OF_ONE_MESSAGE = (HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_NOT_BEFORE)
+HEADER_UNSTORED_SINCE = "qbridge_unstored_since"
+"""Message header with the time since when no outcome of the message's task could be stored, in seconds since 1970."""
+
+HEADERS_OF_ONE_MESSAGE = (HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_UNSTORED_SINCE, HEADER_NOT_BEFORE)
 """Headers that the next attempt of a task begins without: it is another message."""
 
 Reason = Literal[
@@ -52,9 +55,9 @@ _LONGEST_TRACEBACK = 8_000
 
 # What brokers have written into a message, and what counted its past: a replay begins anew.
 _OF_ITS_PAST = (
-    HEADER_DEAD_LETTER, HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_NOT_BEFORE, "qbridge_first_attempt",
-    "qbridge_retry", "qbridge_again", "redelivered", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
-    "x-acquired-count",
+    HEADER_DEAD_LETTER, HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_UNSTORED_SINCE, HEADER_NOT_BEFORE,
+    "qbridge_first_attempt", "qbridge_retry", "qbridge_again", "redelivered", "x-death", "x-first-death-",
+    "x-last-death-", "x-delivery-count", "x-acquired-count",
 )  # fmt: skip
 ADDRESSES = ("CC", "BCC")
 """Headers with the names of queues to which RabbitMQ also gives a message: a copy of it goes to its own place only."""

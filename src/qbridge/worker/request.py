@@ -18,12 +18,12 @@ from celery.worker import state
 
 from qbridge.backends.storing import OutcomeNotStored
 from qbridge.dead_letters import Reason
-from qbridge.dead_letters.letter import HEADER_LOSSES
+from qbridge.dead_letters.letter import HEADER_LOSSES, HEADER_UNSTORED_SINCE
 from qbridge.due_by import deadline_of
 from qbridge.exceptions import TaskFailed
 from qbridge.retrying import given_up
 from qbridge.standing import AGAIN, HOLDER, TOKEN
-from qbridge.worker.resending import headers_of, losses_of, put_off, queue_of, send_again
+from qbridge.worker.resending import headers_of, losses_of, pause_of, put_off, queue_of, send_again
 from qbridge.worker.running import AdoptingRequest
 
 __all__ = ["TypedRequest"]
@@ -143,17 +143,24 @@ class TypedRequest(AdoptingRequest):
         )
 
     def _give_back(self) -> None:
-        """Give the message back to its queue; RabbitMQ counts what returns as lost, and a new message from 0."""
-        consumer: Any = getattr(self.message, "consumer", None)
-        if self.task.max_redeliveries is not None and consumer.connection.transport.driver_type == "amqp":
-            headers = {**headers_of(self.message), HEADER_LOSSES: losses_of(self.message), AGAIN: True}
-            try:
+        """Give the message back to its queue, to run again after a pause that grows: its results may be away for long.
+
+        RabbitMQ counts what returns as lost, and a new message from 0.
+        """
+        if self.task.max_redeliveries is None:
+            return self.reject(requeue=True)
+        consumer: Any = self.message.consumer
+        consumer.let_go([self])
+        headers = headers_of(self.message)
+        since, pause = pause_of(headers, HEADER_UNSTORED_SINCE)
+        headers = {**headers, HEADER_LOSSES: losses_of(self.message), HEADER_UNSTORED_SINCE: since, AGAIN: True}
+        try:
+            if not put_off(consumer, self.message, pause, headers):
                 send_again(self._app, self.message, headers, "", queue_of(consumer, self.message))
-            except Exception as error:  # noqa: BLE001 - then it goes back as it is
-                logger.warning("Cannot send task %s[%s] anew: %s", self.name, self.id, error)
-            else:
-                return self.acknowledge()
-        return self.reject(requeue=True)
+        except Exception as error:  # noqa: BLE001 - then it goes back as it is
+            logger.warning("Cannot send task %s[%s] anew: %s", self.name, self.id, error)
+            return self.reject(requeue=True)
+        return self.acknowledge()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Say that a time limit is over; a message that is still to be kept is not acknowledged yet."""

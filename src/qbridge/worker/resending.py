@@ -17,10 +17,12 @@ from qbridge.backends.deadline import deadline
 from qbridge.dead_letters.letter import ADDRESSES, HEADER_DEAD_LETTER, HEADER_LOSSES
 from qbridge.worker.unlocking import received
 
-__all__ = ["PATIENCE", "headers_of", "losses_of", "put_off", "queue_of", "raw_body", "send_again"]
+__all__ = ["PATIENCE", "headers_of", "losses_of", "pause_of", "put_off", "queue_of", "raw_body", "send_again"]
 
 PATIENCE = 5.0
 """Seconds for the broker to take a message: the worker's loop waits."""
+
+_SHORTEST, _LONGEST = 1.0, 30.0  # seconds that a message rests which goes around
 
 # Not ``expiration``: a message that is given back or kept does not vanish from there.
 _PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "timestamp", "type", "app_id")
@@ -70,6 +72,21 @@ def losses_of(message: Any) -> int:
     if counted is None:
         counted = headers.get("x-delivery-count")
     return sum(number for number in (counted, headers.get(HEADER_LOSSES)) if isinstance(number, int) and number > 0)
+
+
+def pause_of(headers: Mapping[str, Any], since: str) -> tuple[float, float]:
+    """Return how long a message that goes around rests now: as long as it has gone around, a second at least.
+
+    Args:
+        headers: of the message.
+        since: name of the header that says since when it goes around.
+
+    Returns:
+        Since when, for that header, in seconds since 1970; and the pause in seconds, half a minute at most.
+    """
+    now, told = time.time(), headers.get(since)
+    began = float(told) if isinstance(told, int | float) and 0 <= told <= now else now  # neither NaN nor a time to come
+    return began, min(max(_SHORTEST, now - began), _LONGEST)
 
 
 def raw_body(message: Any) -> bytes:

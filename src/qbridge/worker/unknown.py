@@ -18,13 +18,12 @@ from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
 from qbridge.dead_letters.letter import HEADER_UNKNOWN_SINCE
-from qbridge.worker.resending import headers_of, put_off, queue_of, send_again
+from qbridge.worker.resending import headers_of, pause_of, put_off, queue_of, send_again
 
 __all__ = ["UnknownTasks"]
 
 logger = get_logger(__name__)
 
-_SHORTEST, _LONGEST = 1.0, 30.0  # seconds between two looks
 _AGAIN = 5.0  # seconds until the next attempt to give a message back
 
 
@@ -50,15 +49,14 @@ class UnknownTasks:
         Returns:
             False if its time is over.
         """
-        headers, now = headers_of(message), time.time()
-        told = headers.get(HEADER_UNKNOWN_SINCE)
-        since = told if isinstance(told, int | float) and 0 <= told <= now else now  # neither NaN nor a time to come
-        left = since + float(self._app.unknown_task_grace) - now
+        headers = headers_of(message)
+        since, pause = pause_of(headers, HEADER_UNKNOWN_SINCE)
+        left = since + float(self._app.unknown_task_grace) - time.time()
         if left <= 0:
             return False
         if getattr(message.channel, "connection", None) is None:
             return True  # its channel is gone: the broker delivers it again
-        pause = min(max(_SHORTEST, now - since), _LONGEST, max(_SHORTEST, left))
+        pause, first = min(pause, max(1.0, left)), HEADER_UNKNOWN_SINCE not in headers
         headers = {**headers, HEADER_UNKNOWN_SINCE: since}
         try:
             if not put_off(self._consumer, message, pause, headers):
@@ -68,7 +66,7 @@ class UnknownTasks:
         except Exception as error:  # noqa: BLE001 - it stays unacknowledged, whatever it was
             self._not_taken(message, error, again)
             return True
-        if told is None:
+        if first:
             logger.warning(
                 "This worker does not know %s %s: [%s] goes back to its queue, for up to %g s",
                 what, headers.get("task"), headers.get("id"), left,
