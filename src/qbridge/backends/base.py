@@ -24,6 +24,7 @@ __all__ = [
     "HEADER_NOT_BEFORE",
     "HEADER_UNREADABLE",
     "LATEST",
+    "TAKEN_FROM",
     "Broker",
     "BrokerCapabilities",
     "Finding",
@@ -47,6 +48,8 @@ header then. On Redis, where it keeps all others, a JSON list with the names of 
 """
 LATEST = 253_402_387_199.0
 """Seconds since 1970 after which no time is one: the end of the year 9999, in the zone where it is latest."""
+TAKEN_FROM = "qbridge_queue"
+"""In the ``delivery_info`` of a received message: the queue it was in, which a routing key does not tell."""
 
 Level = Literal["ok", "info", "warning", "error"]
 Priority = Literal["low", "normal", "high"]

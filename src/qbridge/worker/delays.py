@@ -19,6 +19,7 @@ from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.common import Broadcast
 from kombu.transport.native_delayed_delivery import bind_queue_to_native_delayed_delivery_exchange
 
+from qbridge.backends.base import TAKEN_FROM
 from qbridge.backends.deadline import deadline
 from qbridge.worker.resending import PATIENCE, send_again
 
@@ -108,6 +109,8 @@ class Delays:
         """Return the exchange and routing key under which the broker keeps the message; None: it has no schedule."""
         info = message.delivery_info
         if self._consumer.connection.transport.driver_type != "amqp":
+            if TAKEN_FROM in info:
+                return "", info[TAKEN_FROM]  # by its own key it could go to more queues than this one
             exchange, key = info.get("exchange"), info.get("routing_key")
             return None if key is None else (exchange or "", key)
         tags: Mapping[str, str] = self._consumer.task_consumer._active_tags

@@ -12,7 +12,7 @@ from typing import Any
 
 from kombu.entity import Queue
 
-from qbridge.backends.base import HEADER_NOT_BEFORE
+from qbridge.backends.base import HEADER_NOT_BEFORE, TAKEN_FROM
 from qbridge.backends.deadline import deadline
 from qbridge.dead_letters.letter import ADDRESSES, HEADER_DEAD_LETTER, HEADER_LOSSES
 from qbridge.worker.unlocking import received
@@ -41,12 +41,18 @@ def headers_of(message: Any) -> Mapping[str, Any]:
 def queue_of(consumer: Any, message: Any) -> str:
     """Return the name of the queue that a message was taken from.
 
+    Brokers of ours say it, and RabbitMQ by the consumer's tag. What the sender wrote tells it for others only: a
+    routing key may be a word that a pattern matches, or the name of another queue.
+
     Args:
         consumer: the worker's.
         message: as it was received.
     """
     info, queues = message.delivery_info, consumer.app.amqp.queues
     tags: Mapping[str, str] = consumer.task_consumer._active_tags
+    taken_from = info.get(TAKEN_FROM)
+    if taken_from is not None:
+        return str(taken_from)
     key = info.get("routing_key")
     for name, tag in tags.items():
         if tag == info.get("consumer_tag"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
-from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, is_time
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, TAKEN_FROM, is_time
 from qbridge.backends.embedded.store import Claim, Outgoing
 
 __all__ = ["open_up", "read", "seal", "unread", "unreadable"]
@@ -115,8 +115,9 @@ def open_up(claim: Claim, queue: str) -> Message:
     names = info.get("exchange"), info.get("routing_key")
     if not all(isinstance(one, str | None) for one in names):
         return unreadable(claim, queue)
-    info.setdefault("routing_key", queue)  # its dead letters are that queue's
-    return _delivered(message, claim)
+    if names[1] is None:
+        info["routing_key"] = queue  # tasks are told it as their queue, and retries go there
+    return _delivered(message, claim, queue)
 
 
 def unreadable(claim: Claim, queue: str) -> Message:
@@ -134,14 +135,15 @@ def unreadable(claim: Claim, queue: str) -> Message:
             "properties": {"delivery_info": {"exchange": "", "routing_key": queue}},
         },
         claim,
+        queue,
     )
 
 
-def _delivered(message: Message, claim: Claim) -> Message:
+def _delivered(message: Message, claim: Claim, queue: str) -> Message:
     sent = message["properties"]["delivery_info"]
     # nothing else of what the sender wrote there: the worker believes what it reads in it
     info = {name: sent[name] for name in ("exchange", "routing_key", "priority") if name in sent}
-    info.update(redelivered=claim.deliveries > 1, loss_count=claim.losses)
+    info.update({TAKEN_FROM: queue}, redelivered=claim.deliveries > 1, loss_count=claim.losses)
     if claim.deliveries > 1:
         info["delivery_count"] = claim.deliveries - 1
         message["headers"] = {**(message.get("headers") or {}), "x-delivery-count": claim.deliveries - 1}

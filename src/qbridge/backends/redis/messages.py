@@ -8,7 +8,7 @@ import re
 from base64 import b64encode
 from typing import Any
 
-from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, is_time
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, TAKEN_FROM, is_time
 from qbridge.serialization.header_limits import is_deeper
 
 __all__ = ["FAULTS", "earlier", "envelope", "marked", "thrown_away"]
@@ -38,6 +38,7 @@ def envelope(item: Any, queue: str) -> dict[str, Any]:
     # names of tables in kombu and Celery, where a list cannot be looked up; no name at all can
     if not all(info[name] is None or isinstance(info[name], str) for name in ("exchange", "routing_key")):
         raise TypeError("its exchange or routing_key is not a text")
+    info[TAKEN_FROM] = queue
     found: dict[str, Any] = item
     return found
 
