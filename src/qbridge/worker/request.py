@@ -110,9 +110,8 @@ class TypedRequest(AdoptingRequest):
         """
         error = _raised(exc_info)
         if isinstance(error, OutcomeNotStored) and self.task.acks_late:
-            logger.error("Task %s[%s] goes back to its queue: %s", self.name, self.id, error)
             state.task_ready(self)
-            return self._give_back()
+            return self._give_back(error)
         anothers = return_ok and isinstance(error, WorkerLostError)  # return_ok: the task has told it, and stored it
         if isinstance(error, MemoryError):
             self._take_from_celery(exc_info)
@@ -142,23 +141,25 @@ class TypedRequest(AdoptingRequest):
             type(error).__qualname__, str(error), str(exc_info.traceback or ""), str(self.id)
         )
 
-    def _give_back(self) -> None:
+    def _give_back(self, error: BaseException) -> None:
         """Give the message back to its queue, to run again after a pause that grows: its results may be away for long.
 
         RabbitMQ counts what returns as lost, and a new message from 0.
         """
         if self.task.max_redeliveries is None:
+            logger.error("Task %s[%s] goes back to its queue: %s", self.name, self.id, error)
             return self.reject(requeue=True)
         consumer: Any = self.message.consumer
         consumer.let_go([self])
         headers = headers_of(self.message)
         since, pause = pause_of(headers, HEADER_UNSTORED_SINCE)
+        logger.error("Task %s[%s] goes back to its queue for %.1f s: %s", self.name, self.id, pause, error)
         headers = {**headers, HEADER_LOSSES: losses_of(self.message), HEADER_UNSTORED_SINCE: since, AGAIN: True}
         try:
             if not put_off(consumer, self.message, pause, headers):
                 send_again(self._app, self.message, headers, "", queue_of(consumer, self.message))
-        except Exception as error:  # noqa: BLE001 - then it goes back as it is
-            logger.warning("Cannot send task %s[%s] anew: %s", self.name, self.id, error)
+        except Exception as trouble:  # noqa: BLE001 - then it goes back as it is
+            logger.warning("Cannot send task %s[%s] anew: %s", self.name, self.id, trouble)
             return self.reject(requeue=True)
         return self.acknowledge()
 
