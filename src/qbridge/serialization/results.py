@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from celery.backends.base import decompress_payload
+from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import object_hook
 
 from qbridge.exceptions import PayloadError, UnsupportedFeature
+from qbridge.serialization.limits import decompressed
 from qbridge.serialization.lock import Lock
 from qbridge.serialization.locked_results import is_locked, lock_result, unlock_result
 from qbridge.serialization.refused import MessageRefused
@@ -27,6 +28,9 @@ __all__ = ["ERROR_TEXT_LIMIT", "NEXT_ATTEMPT", "TypedResultMixin", "error_text",
 
 ERROR_TEXT_LIMIT = 8_192
 """Longest text of an exception that is stored beside it, in characters."""
+
+_BESIDE = 16 * 1024 * 1024
+"""Octets that a compressed outcome may have beside its value: a traceback, arguments, other tasks."""
 
 NEXT_ATTEMPT = "qbridge_next_attempt"
 """Attribute of an exception after which its task waits for another attempt: number of the attempt, time of the next."""
@@ -73,7 +77,7 @@ class TypedResultMixin(_Base):
         accept = self.accept
         if self.content_type != "application/json" or (accept is not None and "application/json" not in accept):
             return super().decode(payload)
-        return _loads(payload)
+        return _loads(payload, getattr(self.app, "max_payload_bytes", None))
 
     def decode_result(self, payload: Any) -> Any:
         """Decode a payload that holds a whole meta, as key/value stores keep it."""
@@ -255,9 +259,20 @@ def _revive(value: Any) -> Any:
     return fields if any(fields[key] is not value[key] for key in value) else value
 
 
-def _loads(payload: Any) -> Any:
+def _loads(payload: Any, max_bytes: int | None) -> Any:
     try:
-        return json.loads(decompress_payload(payload))
+        return json.loads(_inflated(payload, max_bytes))
+    except MessageRefused as exc:
+        raise DecodeError(f"A stored result is refused: {exc}") from exc
     except (ValueError, RecursionError, TypeError, LookupError, OSError, EOFError, zlib.error) as exc:
         # The payload itself stays out of the message: it may hold anything.
         raise DecodeError(f"A stored result is not JSON ({type(exc).__name__}).") from exc
+
+
+def _inflated(payload: Any, max_bytes: int | None) -> Any:
+    """Return a payload as it was before it was compressed: half a megabyte may claim to be hundreds."""
+    octets = payload.tobytes() if isinstance(payload, memoryview) else payload
+    if max_bytes is None or not (isinstance(octets, bytes | bytearray) and octets.startswith(COMPRESSED_PAYLOAD_MAGIC)):
+        return decompress_payload(octets)
+    method, _, body = octets[len(COMPRESSED_PAYLOAD_MAGIC) :].partition(b"\0")
+    return decompressed(body, method.decode(), max_bytes + _BESIDE)

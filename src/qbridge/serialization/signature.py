@@ -222,6 +222,8 @@ class Signature:
                 f"the stored result of task {self.task} is not what the task declares: {faults}",
                 "Another version of the task may have written it; fetch it with bridge.result(id) to see it raw.",
             ) from None
+        except (PydanticSerializationError, ValueError) as error:
+            raise PayloadError(f"the stored result of task {self.task} is not JSON: {_first_line(error)}") from None
 
     def json_schema(self) -> dict[str, Any]:
         """Return ``{"arguments": …, "result": …}`` as JSON Schema."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import pickle
+import tracemalloc
+import zlib
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -205,6 +209,22 @@ def test_compressed_results_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = backends(result_compression="zlib")
     ours.store_result("1", [Decimal("2.5")] * 3, "SUCCESS")
     assert [Decimal("2.5")] * 3 == ours.get_task_meta("1", cache=False)["result"]
+
+
+@pytest.mark.parametrize("method", ["application/x-gzip", "application/x-bz2", "application/x-lzma"])
+def test_a_small_result_that_claims_to_be_hundreds_of_megabytes_is_refused(method: str) -> None:
+    """It took gigabytes from whoever read it: the worker too, which looks at what is there before it stores."""
+    ours, _ = backends()
+    ours.app.max_payload_bytes = 1_000_000
+    kind: Any = {"application/x-gzip": zlib, "application/x-bz2": bz2, "application/x-lzma": lzma}[method]
+    bomb = b"\0celery-compressed\0" + method.encode() + b"\0" + kind.compress(b"0" * 100_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match=r"more than 17,777,216 bytes \(serialization\.max_payload_bytes\)"):
+            ours.decode(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_deep_nesting_is_refused_not_fatal() -> None:

@@ -224,6 +224,18 @@ def test_wrong_return_value_is_an_error_before_anything_is_stored() -> None:
         Signature(task, "t").encode_result({"a": 1})
 
 
+def test_a_stored_result_of_very_many_levels_is_refused_by_its_name() -> None:
+    """pydantic ends in an error of its own there."""
+
+    def task() -> list[Any]: ...  # type: ignore[empty-body]
+
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(PayloadError, match=r"stored result of task .* is not JSON"):
+        Signature(task, "t").decode_result(deep)
+
+
 def test_foreign_stored_result_is_refused_when_read() -> None:
     """Results are validated at both ends."""
 
