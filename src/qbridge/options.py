@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 
 from qbridge.exceptions import ConfigurationError
 from qbridge.retry import Retry
+from qbridge.serialization.locked_messages import BROKERS, NOT_SIGNED
 
 __all__ = [
     "CELERY_HEADERS",
@@ -275,6 +276,11 @@ def _own_headers(headers: Any) -> dict[str, Any]:
             raise ConfigurationError(
                 f"the header {name!r} would be taken for one of qbridge's own",
                 "Give yours another name, such as 'x-tenant'; for a deadline there is using(deadline=...).",
+            )
+        if name in NOT_SIGNED or name.startswith(BROKERS):
+            raise ConfigurationError(
+                f"the header {name!r} is one that brokers write, and does not reach the task",
+                "Give yours another name, such as 'x-tenant'.",
             )
         if not _crosses(headers[name]):
             raise ConfigurationError(

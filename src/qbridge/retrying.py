@@ -23,6 +23,7 @@ from qbridge.due_by import instant
 from qbridge.exceptions import BrokerUnavailable
 from qbridge.options import CELERY_HEADERS
 from qbridge.sending import is_broker_error, is_connection_error
+from qbridge.serialization.locked_messages import BROKERS, NOT_SIGNED
 from qbridge.serialization.results import error_text
 from qbridge.standing import AGAIN, HEADER_ONCE
 
@@ -45,16 +46,10 @@ HEADER_ATTEMPTS_SINCE = "qbridge_first_attempt"
 HEADER_RETRY = "qbridge_retry"
 """Message header with the rest of the story: ``idle`` (seconds waited so far), ``error`` (text of the last error)."""
 
-# Notes about a message that was delayed or delivered again: RabbitMQ's, and ours.
-_BROKER_HEADERS = (
-    AGAIN,
-    HEADER_ONCE,
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    "x-delivery-count",
-    "x-acquired-count",
-)
+# Notes about a message that was delayed or delivered again: the broker's, and ours. Where there are keys they are not
+# signed: who may write to the broker could tell a task anything in them.
+_ADDED = (AGAIN, HEADER_ONCE, *BROKERS)
+_NOT_KEPT = CELERY_HEADERS.union(NOT_SIGNED, HEADERS_OF_ONE_MESSAGE)
 
 _ERROR_CHARACTERS = 200
 # A broken connection in the pool is replaced in less. If the broker itself has gone, so has the worker's connection:
@@ -108,11 +103,7 @@ class History:
 
 def kept_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the headers that neither the protocol nor the broker has added, nor a worker for this message alone."""
-    return {
-        key: value
-        for key, value in headers.items()
-        if key not in CELERY_HEADERS and key not in HEADERS_OF_ONE_MESSAGE and not str(key).startswith(_BROKER_HEADERS)
-    }
+    return {key: value for key, value in headers.items() if key not in _NOT_KEPT and not str(key).startswith(_ADDED)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from celery.exceptions import Retry as CeleryRetry
 from kombu.exceptions import OperationalError
 
 from qbridge import BrokerUnavailable, retrying
-from qbridge.retrying import HEADER_ATTEMPTS_SINCE, HEADER_RETRY, History, hand_over
+from qbridge.retrying import HEADER_ATTEMPTS_SINCE, HEADER_RETRY, History, hand_over, kept_headers
+from qbridge.serialization.locked_messages import BROKERS, NOT_SIGNED
 
 
 class Broker:
@@ -90,3 +91,9 @@ def test_headers_of_somebody_else_are_no_story(told: Any) -> None:
     """A message is never refused for them."""
     headers = {HEADER_ATTEMPTS_SINCE: told, HEADER_RETRY: told}
     assert History.of(SimpleNamespace(headers=headers, retries=None), began=7.0) == History(1, 7.0, 0.0)
+
+
+def test_what_no_signature_covers_is_no_header_of_the_task() -> None:
+    """Who may write to a broker, and has no key, told tasks what he liked in ``ctx.headers``."""
+    added = {f"{prefix}a": "not signed" for prefix in BROKERS} | dict.fromkeys(NOT_SIGNED, "not signed")
+    assert kept_headers({**added, "x-tenant": "signed"}) == {"x-tenant": "signed"}

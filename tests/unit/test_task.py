@@ -249,6 +249,8 @@ def test_options_of_the_declaration_reach_celerys_task(bridge: Bridge) -> None:
         ({"expires": True}, "not a time"),
         ({"deadline": 5}, "deadline=5 is not a time"),
         ({"headers": {"qbridge_retry": "x"}}, "qbridge's own"),
+        ({"headers": {"x-opt-tenant": "x"}}, "one that brokers write"),
+        ({"headers": {"timestamp_in_ms": 5}}, "one that brokers write"),
     ],
 )
 def test_send_options_without_sense_are_refused(options: Any, words: str) -> None:
