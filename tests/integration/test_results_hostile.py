@@ -1,5 +1,7 @@
 """Results that somebody else has put in the result backend, or damaged there: each fails its own waiter, at once."""
 
+# long because: it is everything that can be wrong with a stored result, on each backend, by each way to wait.
+
 from __future__ import annotations
 
 import json
@@ -16,10 +18,12 @@ import pytest
 import redis
 import sqlalchemy as sa
 from kombu import Connection
+from kombu.exceptions import DecodeError
 
-from qbridge import PayloadError, TaskFailed
+from qbridge import Bridge, BridgeConfig, PayloadError, TaskFailed
 from qbridge.backends.database import DatabaseResults
 from qbridge.exceptions import ResultsUnavailable
+from qbridge.serialization.keys import new_key
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.servers import PostgreSQLServer, RedisServer
@@ -61,7 +65,7 @@ def key_of(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
-def forged(task_id: str, **changes: Any) -> bytes:
+def forged(task_id: Any, **changes: Any) -> bytes:
     meta = {"task_id": task_id, "status": "SUCCESS", "result": 1, "traceback": None, "children": [], **changes}
     return json.dumps({name: value for name, value in meta.items() if value != "left out"}).encode()
 
@@ -244,14 +248,18 @@ def forge(request: pytest.FixtureRequest, client: Any, redis_url: str) -> Callab
 
 def reply(contract: Contract, url: str, task_id: str, body: bytes) -> None:
     with Connection(url) as connection:
-        connection.Producer().publish(
-            body,
-            exchange="",
-            routing_key=contract.bridge.celery.backend.oid,
-            content_type="application/json",
-            content_encoding="utf-8",
-            correlation_id=task_id,
-        )
+        answer(connection, contract.bridge.celery.backend.oid, task_id, body)
+
+
+def answer(connection: Connection, address: str, task_id: str, body: bytes) -> None:
+    connection.Producer().publish(
+        body,
+        exchange="",
+        routing_key=address,
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id=task_id,
+    )
 
 
 def test_a_meta_that_is_none_is_a_payload_error_at_once(
@@ -289,7 +297,115 @@ def test_what_is_told_of_an_attempt_or_of_progress_may_be_nonsense(on_redis: Con
         assert result.progress() is None
 
 
-def test_a_damaged_reply_reaches_its_own_listener_and_no_other(on_rpc: Contract, redis_url: str) -> None:
+# -- Celery's own ways to wait, where one thread may read what another one waits for
+
+READY: dict[str, Any] = {
+    "no JSON": b"{",
+    "no mapping": b"[1]",
+    "no status": {"status": "left out"},
+    "children that are a number": {"children": 5},
+    "children that are none": {"children": [[]]},
+    "pairs in pairs without an end": {"children": [[["x", [["y", None]] * 3], [["z"]]]]},
+}
+"""What is stored, or what of a meta is otherwise."""
+
+
+def wait_for_a_waiter(client: Any, *task_ids: str) -> None:
+    keys = [key_of(task_id) for task_id in task_ids]
+    wait_until(lambda: all(number for _, number in client.pubsub_numsub(*keys)), TIMEOUT, what="somebody to wait")
+
+
+def damaged(task_id: str, what: Any) -> bytes:
+    return what if isinstance(what, bytes) else forged(task_id, **what)
+
+
+@pytest.mark.parametrize("where", ["key", "channel", "both"])
+def test_a_damaged_outcome_in_redis_ends_the_wait_of_no_other(on_redis: Contract, client: Any, where: str) -> None:
+    """Its own waiter gets the error at once, whoever has read it."""
+    app, note = on_redis.bridge.celery, on_redis.tasks.note.using(queue="idle")
+    good = note.delay(str(on_redis.path())).id
+    with ThreadPoolExecutor(8) as threads:
+        others = [threads.submit(app.AsyncResult(good).get, timeout=60) for _ in range(2)]
+        for what in READY.values():
+            bad = note.delay(str(on_redis.path())).id
+            waiting = threads.submit(app.AsyncResult(bad).get, timeout=TIMEOUT)
+            wait_for_a_waiter(client, bad)
+            if where != "channel":
+                client.set(key_of(bad), damaged(bad, what))
+            if where != "key":
+                client.publish(key_of(bad), damaged(bad, what))
+            assert isinstance(waiting.exception(AT_ONCE), DecodeError), what
+        assert not any(each.done() for each in others)
+        app.backend.store_result(good, "w", "SUCCESS")
+        assert [each.result(AT_ONCE) for each in others] == ["w", "w"]
+
+
+def test_what_is_said_on_a_tasks_channel_is_said_of_that_task(on_redis: Contract, client: Any) -> None:
+    """Whatever id it has, and also if it has none."""
+    app, note = on_redis.bridge.celery, on_redis.tasks.note.using(queue="idle")
+    good = note.delay(str(on_redis.path())).id
+    with ThreadPoolExecutor(4) as threads:
+        other = threads.submit(app.AsyncResult(good).get, timeout=60)
+        for told in (good, "left out", [good], 5):
+            for where in ("channel", "key"):
+                bad = note.delay(str(on_redis.path())).id
+                waiting = threads.submit(app.AsyncResult(bad).get, timeout=TIMEOUT)
+                wait_for_a_waiter(client, bad)
+                (client.publish if where == "channel" else client.set)(key_of(bad), forged(told))
+                assert waiting.result(AT_ONCE) == 1
+        assert not other.done()
+        app.backend.store_result(good, "w", "SUCCESS")
+        assert other.result(AT_ONCE) == "w"
+
+
+def test_a_subscription_is_made_again_whatever_is_stored(on_redis: Contract, client: Any) -> None:
+    """Celery reads what its waiters wait for then, before it goes on."""
+    app, note = on_redis.bridge.celery, on_redis.tasks.note.using(queue="idle")
+    good, bad = (note.delay(str(on_redis.path())).id for _ in range(2))
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(app.AsyncResult(each).get, timeout=TIMEOUT) for each in (bad, good)]
+        wait_for_a_waiter(client, bad, good)
+        with client.pipeline() as pipe:
+            pipe.set(key_of(bad), b"{")
+            pipe.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            pipe.execute()
+        assert isinstance(waiting[0].exception(AT_ONCE), DecodeError)
+        app.backend.store_result(good, "w", "SUCCESS")
+        assert waiting[1].result(AT_ONCE) == "w"
+
+
+@pytest.mark.parametrize("results", ["redis", "rpc"])
+def test_with_keys_a_forged_outcome_ends_the_wait_of_no_other(redis_url: str, client: Any, results: str) -> None:
+    """Also if it is read where another one is waited for."""
+    keys = {"signing_keys": [new_key("sign")]}
+    results = redis_url if results == "redis" else "rpc://"
+    with Bridge(BridgeConfig(broker=redis_url, results=results, serialization=keys)) as bridge:
+
+        @bridge.task(name="idle", queue="idle")
+        def idle() -> None: ...
+
+        app, good, bad = bridge.celery, idle.delay().id, idle.delay().id
+        heard: list[Any] = []
+        app.AsyncResult(bad).then(heard.append, on_error=heard.append)
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(app.AsyncResult(good).get, timeout=TIMEOUT)
+            if results == "rpc://":
+                with Connection(redis_url) as connection:
+                    answer(connection, app.backend.oid, bad, forged(bad))
+                    wait_until(lambda: heard, TIMEOUT, what="the forged reply")
+                    signed = app.backend._reply(good, "SUCCESS", "w", None, None)
+                    answer(connection, app.backend.oid, good, json.dumps(signed).encode())
+            else:
+                wait_for_a_waiter(client, good, bad)
+                client.publish(key_of(bad), forged(bad))
+                wait_until(lambda: heard, TIMEOUT, what="the forged outcome")
+                app.backend.store_result(good, "w", "SUCCESS")
+            assert other.result(AT_ONCE) == "w"
+        assert [(bad, "FAILURE", PayloadError)] == [(each.id, each.state, type(each.result)) for each in heard]
+
+
+@pytest.mark.parametrize("what", READY)
+def test_a_damaged_reply_reaches_its_own_listener_and_no_other(on_rpc: Contract, redis_url: str, what: str) -> None:
     """Through Celery's ``then``, which is called where replies arrive."""
     app = on_rpc.bridge.celery
     note = on_rpc.tasks.note.using(queue="idle")
@@ -297,8 +413,25 @@ def test_a_damaged_reply_reaches_its_own_listener_and_no_other(on_rpc: Contract,
     heard: list[Any] = []
     for result in (bad, good):
         app.AsyncResult(result.id).then(heard.append, on_error=heard.append)
-    reply(on_rpc, redis_url, bad.id, forged(bad.id, status="left out"))
+    reply(on_rpc, redis_url, bad.id, damaged(bad.id, READY[what]))
     wait_until(lambda: len(heard) == 1, TIMEOUT, what="the damaged reply")
     reply(on_rpc, redis_url, good.id, forged(good.id, result="w"))
     wait_until(lambda: len(heard) == 2, TIMEOUT, what="the good reply")
     assert [(each.id, each.state) for each in heard] == [(bad.id, "FAILURE"), (good.id, "SUCCESS")]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with on_message", "without"])
+def test_a_damaged_reply_in_a_group_is_the_failure_of_that_one(on_rpc: Contract, redis_url: str, told: bool) -> None:
+    """Also where somebody wants to be told of each message."""
+    app, note = on_rpc.bridge.celery, on_rpc.tasks.note.using(queue="idle")
+    bad, good = note.delay(str(on_rpc.path())), note.delay(str(on_rpc.path()))
+    heard: list[Any] = []
+    group = app.GroupResult("g", [app.AsyncResult(bad.id), app.AsyncResult(good.id)])
+    reply(on_rpc, redis_url, bad.id, b"[1]")
+    reply(on_rpc, redis_url, good.id, forged(good.id, result="w"))
+    found = group.get(timeout=TIMEOUT, propagate=False, on_message=heard.append if told else None)
+    assert isinstance(found[0], DecodeError)
+    assert found[1] == "w"
+    assert {(each["task_id"], each["status"]) for each in heard} == (
+        {(bad.id, "FAILURE"), (good.id, "SUCCESS")} if told else set()
+    )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
+from celery.result import result_from_tuple
+from celery.states import FAILURE
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import object_hook
@@ -172,6 +174,40 @@ class TypedResultMixin(_Base):
             # fails its own reader only, not everybody who waits beside it.
             meta["result"] = exc
             return meta
+
+    def see_children(self, meta: Mapping[str, Any]) -> None:
+        """Look whether Celery can make results of a meta's children: it does so where the meta is handed over.
+
+        Raises:
+            kombu.exceptions.DecodeError: if it cannot.
+        """
+        children = meta.get("children")
+        if not children:
+            return
+        try:
+            for child in children:
+                result_from_tuple(child, self.app)
+        except Exception as exc:
+            raise DecodeError(f"The children of a stored result are none ({type(exc).__name__}).") from exc
+
+    def meta_or_failure(self, task_id: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a meta that can be handed to whoever waits for the task; what cannot be read, as the task's failure.
+
+        One thread may read what another one waits for: an error there would end the wait of the wrong one.
+
+        Args:
+            task_id: which task, whatever the meta says.
+            read: returns the meta.
+        """
+        try:
+            meta = read()
+            self.see_children(meta)
+        except Exception as exc:  # noqa: BLE001 - whoever waits for this one gets it
+            # with the raw value that it has not, or it would be opened as one that somebody has stored
+            blank: dict[str, Any] = {"traceback": None, "children": None, "result_json": None}
+            return {**blank, "task_id": task_id, "status": FAILURE, "result": exc}
+        meta["task_id"] = task_id
+        return meta
 
     def prepare_exception(self, exc: Any, serializer: str | None = None) -> Any:
         """Prepare an exception for storage as Celery does, and add its text, which the arguments may not hold."""

@@ -49,7 +49,39 @@ class ResultConsumer(CeleryResultConsumer):
     """Celery's consumer for ``AsyncResult.get``; it looks at the keys too while it waits.
 
     What is published between a look and the subscription, or during a reconnect, is not published again.
+
+    Any thread that waits reads for all of them. So each value is decoded where it is known whose it is: one that cannot
+    be read is the failure of that task.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._decode_result = _as_it_came  # Celery's readers do not say whose it is
+
+    def on_state_change(self, meta: Any, message: Any) -> None:
+        """Take a state that was published, or one that was read for a waiter.
+
+        Args:
+            meta: what was published, as it came; else a meta.
+            message: None, or as it came on the channel of its task.
+        """
+        if message is not None:
+            task_id = self.backend._strip_prefix(message["channel"])
+            meta = self._meta_or_failure(task_id, meta)
+        elif not isinstance(meta, dict):
+            return  # of a new subscription, which is followed by a look
+        super().on_state_change(meta, message)
+
+    def _meta_or_failure(self, task_id: str, value: Any) -> dict[str, Any]:
+        backend = self.backend
+        found: dict[str, Any] = backend.meta_or_failure(
+            task_id, lambda: backend._own(backend.decode_result(value), task_id)
+        )
+        return found
+
+    def _reconnect_pubsub(self) -> None:
+        super()._reconnect_pubsub()
+        self._look_at_pending()
 
     def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Any:
         looked_at = time.monotonic()
@@ -76,11 +108,16 @@ class ResultConsumer(CeleryResultConsumer):
             return
         backend = self.backend
         with suppress(*backend.connection_errors):  # the subscription reconnects by itself
-            for value in backend.client.mget([backend.get_key_for_task(task_id) for task_id in ids]):
+            values = backend.client.mget([backend.get_key_for_task(task_id) for task_id in ids])
+            for task_id, value in zip(ids, values, strict=True):
                 if value:
-                    meta = backend.decode_result(value)
+                    meta = self._meta_or_failure(task_id, value)
                     if meta["status"] in backend.READY_STATES:
                         self.on_state_change(meta, None)
+
+
+def _as_it_came(payload: Any) -> Any:
+    return payload
 
 
 class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
@@ -173,7 +210,10 @@ class RedisBackend(KeepsOutcomes, TypedResultMixin, CeleryRedisBackend):
             return False
 
     def _get_task_meta_for(self, task_id: Any) -> Any:
-        return self._own(super()._get_task_meta_for(task_id), task_id)
+        meta = self._own(super()._get_task_meta_for(task_id), task_id)
+        self.see_children(meta)
+        meta["task_id"] = bytes_to_str(task_id)  # Celery hands it to who waits for the id that is in it
+        return meta
 
     def _own(self, meta: Any, task_id: Any) -> Any:
         if self.lock is not None and meta.get("task_id", task_id) != task_id:

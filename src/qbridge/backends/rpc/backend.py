@@ -138,11 +138,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
 
     def _meta_or_failure(self, reply: Reply, task_id: str) -> dict[str, Any]:
         # Raised where replies arrive, it would cost all who wait there their connection.
-        try:
-            return self._meta(reply)
-        except Exception as exc:  # noqa: BLE001 - whoever waits for this one gets it
-            blank: dict[str, Any] = {"task_id": task_id, "traceback": None, "children": None}
-            return {**blank, "status": states.FAILURE, "result": exc}
+        return self.meta_or_failure(task_id, partial(self._meta, reply))
 
     # -- for the result hub
 
@@ -282,7 +278,7 @@ class RPCBackend(KeepsOutcomes, TypedResultMixin, CeleryRPCBackend):
         try:
             for task_id, reply in inbox.states(waiting, timeout, on_interval):
                 if on_message is not None:
-                    on_message(self._meta(reply))
+                    on_message(self._meta_or_failure(reply, task_id))
                 if reply.ready and task_id in waiting:
                     inbox.find(task_id, take=True)
                     for result in waiting.pop(task_id):
