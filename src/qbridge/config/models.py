@@ -26,6 +26,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DELAY_QUEUE = re.compile(r"celery_delayed_\d+")
 #: AMQP names are short strings.
 _LIMIT = 255
+# A queue is a key in Redis, among those of the transport and of results.
+_KEYS = ("qbridge.", "_kombu.binding.", "celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
+_UNACKNOWLEDGED = ("unacked", "unacked_index", "unacked_mutex")
 
 
 def check_queue_name(name: str, *, declare: bool = True) -> str:
@@ -51,6 +54,8 @@ def check_queue_name(name: str, *, declare: bool = True) -> str:
         )
     if name.startswith("amq."):
         raise ConfigurationError(f"the queue name {name!r} starts with 'amq.', reserved by RabbitMQ", "write another")
+    if name.startswith(_KEYS) or name in _UNACKNOWLEDGED:
+        raise ConfigurationError(f"the queue name {name!r} is that of a key in Redis that is no queue", "write another")
     if _DELAY_QUEUE.fullmatch(name):
         raise ConfigurationError(f"the queue name {name!r} belongs to RabbitMQ's delayed delivery", "write another")
     # Ours are wrapped in an exchange name and percent-encoded into a routing key; queues of others are only named.

@@ -59,7 +59,20 @@ def test_what_cannot_work_is_refused(arguments: dict[str, Any], words: str) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["", " a", "a\n", "a\x00b", "a,b", "amq.x", "celery_delayed_3", "x" * 248, "ä" * 100, "a\u200bb"],
+    [
+        "",
+        " a",
+        "a\n",
+        "a\x00b",
+        "a,b",
+        "amq.x",
+        "celery_delayed_3",
+        "qbridge.schedule",
+        "unacked",
+        "x" * 248,
+        "ä" * 100,
+        "a\u200bb",
+    ],
 )
 def test_a_queue_name_that_gets_lost_on_the_way(name: str) -> None:
     """Names that AMQP, RabbitMQ or the command line could not carry are refused, wherever they are written."""

@@ -10,7 +10,19 @@ import redis
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Places"]
+__all__ = ["NoQueue", "Places"]
+
+_NO_QUEUES = ("qbridge.", "_kombu.binding.", "celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
+"""What the names of keys begin with that are the transport's own, or results."""
+
+
+class NoQueue(ValueError):
+    """A message was sent to what is no queue but a key with a meaning of its own; nothing was written.
+
+    Who runs a task sends its result to the address in the message, and could be made to break that key.
+    """
+
+    unroutable = True
 
 
 class Places:
@@ -20,6 +32,16 @@ class Places:
 
     def _keys(self: Any, *names: str) -> list[str]:
         return [self.global_keyprefix + name for name in names]
+
+    def _refuse_key(self: Any, queue: str) -> None:
+        """Refuse to push a message into a key that is no queue's.
+
+        Raises:
+            NoQueue: if it is one.
+        """
+        own = (self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
+        if queue.startswith(_NO_QUEUES) or queue in own:
+            raise NoQueue(f"{queue!r} is no queue: its key has another meaning in Redis. Give a queue another name.")
 
     def _wake_key(self: Any, queue: str) -> str:
         return f"{self.global_keyprefix}qbridge.wake.{queue}"

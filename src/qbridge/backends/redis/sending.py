@@ -51,6 +51,7 @@ class Sending:
 
         A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
         """
+        self._refuse_key(queue)
         batch = options.get("_publish_batch")
         due = eta_of(message)
         try:
