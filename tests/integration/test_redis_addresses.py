@@ -83,3 +83,18 @@ def test_a_sender_is_told_of_a_key_that_is_no_queue(url: str, tmp_path: Path, ke
         with pytest.raises(NoQueue, match="is no queue"):
             connection.Producer().publish({}, exchange="", routing_key=key)
         assert client.exists(key) == 0
+
+
+def test_what_is_no_message_keeps_no_others_from_being_given_back(url: str, tmp_path: Path) -> None:
+    """Those that plain Celery workers have not acknowledged in time: kombu ends at the first that it cannot read."""
+    with (
+        closing(Contract(url, "rpc://", tmp_path)) as contract,
+        contract.bridge.celery.connection_for_read() as connection,
+        redis.Redis.from_url(url) as client,
+    ):
+        good = json.dumps([message("x", tmp_path, "y"), "", QUEUE])
+        tags = {"a": "[1, 2]", "b": "{", "c": "[[], [], []]", "d": good}
+        client.hset("unacked", mapping=tags)
+        client.zadd("unacked_index", dict.fromkeys(tags, 1))
+        connection.default_channel.qos.restore_visible(num=10, interval=1)
+        assert (client.llen(QUEUE), client.hlen("unacked"), client.zcard("unacked_index")) == (1, 0, 0)

@@ -16,6 +16,8 @@ from typing import Any
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
+from qbridge.backends.redis.messages import FAULTS
+
 __all__ = ["QoS"]
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -161,8 +163,15 @@ class QoS(kombu_redis.QoS):
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Give back a message of a plain worker; one that is leased is none of those."""
-        if not self.channel.leased(tag):
+        if self.channel.leased(tag):
+            return
+        try:
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
+        except FAULTS as error:  # else those after it would never be looked at
+            logger.error("Threw away an unacknowledged entry: no message (%s)", type(error).__name__)  # noqa: TRY400 - its type says it
+            with self.channel.conn_or_acquire(client) as found:
+                found.hdel(self.unacked_key, tag)
+                found.zrem(self.unacked_index_key, tag)
 
     def restore_unacked(self, client: Any = None) -> Any:
         """Give back what is held and not kept, oldest first again; what was done is acknowledged before."""
