@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
 from qbridge.backends.base import Finding
-from qbridge.backends.redis import RedisBroker, RedisResults, Sentinel
+from qbridge.backends.redis import RedisBroker, RedisResults, Sentinel, scripts
 from qbridge.backends.tls import TLS
 from qbridge.config import QueueConfig
 from qbridge.testing.servers import RedisServer
@@ -124,6 +125,17 @@ def test_a_missing_permission_is_named(rules: Sequence[str], words: str, url: st
         assert ["broker.permission"] == errors(found := look(broker, QueueConfig("default")))
         assert words in found["broker.permission"].what
         assert "ACL SETUSER weak" in found["broker.permission"].todo
+
+
+def test_every_command_of_the_scripts_is_asked_for(url: str, qbridge_redis: RedisServer) -> None:
+    """What an account may not run ends a script half-way."""
+    texts = [script.text for script in vars(scripts).values() if isinstance(script, scripts.Script)]
+    used = {name for text in texts for pair in re.findall(r"call\('(\w+)'|ours\([^,]+, '(\w+)'", text) for name in pair}
+    assert {"TIME", "HEXISTS", "XADD", "GET", "LPOS"} < used
+    rules = ("~*", "&*", "+ping", "+info", "+client", "+select", "+multi", "+discard", "+subscribe")
+    with account(qbridge_redis, url, *rules) as (broker, _):
+        named = look(broker, QueueConfig("default"))["broker.permission"].what
+        assert set() == used - set(re.findall(r"[A-Z]+", named)) - {""}
 
 
 def test_the_recommended_acl_is_enough(url: str, qbridge_redis: RedisServer) -> None:

@@ -54,14 +54,23 @@ def check_broker(broker: RedisBroker, queues: Sequence[Any] = ()) -> tuple[Findi
     for name in [queue.name for queue in queues] or ["default"]:
         queue = f"{prefix}{name}"
         probes += _on(queue, "LPUSH KEY x", "RPUSH KEY x", "BRPOP KEY 1", "RPOP KEY", "LLEN KEY", "DEL KEY")
-        probes += _on(f"{prefix}qbridge.wake.{name}", "XADD KEY * w 1", "PEXPIRE KEY 1", "XREAD STREAMS KEY 0")
+        probes += _on(f"{queue}.dead", "LPUSH KEY x", "LRANGE KEY 0 0", "LPOS KEY x", "LREM KEY 1 x")
+        wake = f"{prefix}qbridge.wake.{name}"
+        probes += _on(wake, "XADD KEY * w 1", "PEXPIRE KEY 1", "XREAD STREAMS KEY 0", "DEL KEY")
         probes += _on(f"{queue}{_PRIORITY_SEPARATOR}9", "LPUSH KEY x")
     # kombu's own bookkeeping: what is delivered and not acknowledged, and which queues an exchange has.
     probes += _on(f"{prefix}unacked", "HSET KEY x x", "HGET KEY x", "HDEL KEY x")
     probes += _on(f"{prefix}unacked_index", "ZADD KEY 0 x", "ZREM KEY x", "ZRANGE KEY 0 0 BYSCORE")
     probes += _on(f"{prefix}unacked_mutex", "SET KEY x NX EX 1", f"EVALSHA {'0' * 40} 1 KEY")
-    probes += _on(f"{prefix}qbridge.claims", "HSET KEY x x", "HGETALL KEY", "HEXISTS KEY x")
-    probes += _on(f"{prefix}qbridge.schedule", "ZADD KEY 0 x", "ZRANGEBYSCORE KEY 0 0", "ZREM KEY x", "ZSCORE KEY x")
+    # What our scripts run, which are themselves sent whole the first time.
+    probes += _on(
+        f"{prefix}qbridge.claims", "EVAL return 1 KEY", "HSET KEY x x", "HGETALL KEY", "HEXISTS KEY x", "TIME"
+    )
+    probes += _on(f"{prefix}qbridge.holders", "ZADD KEY 0 x", "ZRANGE KEY 0 0", "ZREM KEY x", "ZSCORE KEY x")
+    probes += _on(f"{prefix}qbridge.again", "HSET KEY x x", "HGET KEY x", "HDEL KEY x")
+    probes += _on(f"{prefix}qbridge.swept", "GET KEY", "SET KEY x")
+    probes += _on(f"{prefix}qbridge.schedule", "ZADD KEY 0 x", "ZRANGEBYSCORE KEY 0 0", "ZREM KEY x")
+    probes += _on(f"{prefix}qbridge.scheduled", "HSET KEY x x", "HGET KEY x", "HDEL KEY x")
     probes += _on(f"{prefix}_kombu.binding.celery", "SADD KEY x", "SREM KEY x", "SMEMBERS KEY")
     probes += _on(f"{prefix}/{broker.db}.celery.pidbox", "PUBLISH KEY x")
     visit = _Visit("broker", broker, broker.publish_timeout, probes)
