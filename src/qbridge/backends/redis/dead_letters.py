@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from qbridge.backends.kept import Kept
 from qbridge.backends.redis import scripts
-from qbridge.backends.redis.messages import FAULTS
+from qbridge.backends.redis.messages import FAULTS, NO_LIST
 
 __all__ = ["open_queue"]
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 _PAGE = 100
 
@@ -38,7 +43,13 @@ class _Queue:
     def look(self) -> Iterator[Kept]:
         """Yield what is there now, oldest first: at the right end of the list."""
         for key in self._lists(self._name):
-            left = int(self._channel._ours.llen(key))
+            try:
+                left = int(self._channel._ours.llen(key))
+            except ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                logger.error(NO_LIST, key)  # noqa: TRY400 - where it was found says nothing
+                continue
             seen = self._removed = 0
             while left > 0:
                 # what arrives is pushed on the left, what we remove has moved the rest to the right

@@ -11,12 +11,18 @@ from typing import Any
 from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE, TAKEN_FROM, is_time
 from qbridge.serialization.header_limits import is_deeper
 
-__all__ = ["FAULTS", "earlier", "envelope", "marked", "thrown_away"]
+__all__ = ["FAULTS", "NO_LIST", "earlier", "envelope", "marked", "thrown_away"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 FAULTS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError)
 """Errors that are the item's fault."""
+
+NO_LIST = (
+    "The Redis key %r is no list, so nothing can be taken from its queue or sent to it: somebody else has written it. "
+    "Delete it. The other queues go on."
+)
+"""What is said of such a key."""
 
 _DEPTH = 500
 """Levels that a message may have. Python reads twice as many, and then cannot write them as a dead letter."""
