@@ -4,10 +4,13 @@ One worker for all of it: eight copies of a message are more than it has places.
 another.
 """
 
+# long because: what the scripts do with a key is beside what a worker then does.
+
 from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 import redis
 
+from qbridge import Bridge, BridgeConfig
 from qbridge.backends.redis import scripts
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, WorkerProcess
@@ -23,6 +27,8 @@ from qbridge.testing.servers import RedisServer
 from qbridge.testing.waiting import wait_until
 
 QUEUE = "fragile"
+OTHER = "idle"
+LOST = "Connection to broker lost"
 COPIES = 8
 DEEP = b"[" * 100_000
 FUTURE = "2090-01-01T00:00:00+00:00"
@@ -36,30 +42,37 @@ class Place:
         self.client = client
         self._stack = stack
         self._worker: WorkerProcess | None = None
+        self._lost = 0
 
     @property
     def worker(self) -> WorkerProcess:
-        if self._worker is None or self._worker.process.exit_code() is not None:
-            self._worker = self._stack.enter_context(self.contract.worker_of(QUEUE, pool="solo"))
+        """The one that there was when the test began."""
+        assert self._worker is not None
         return self._worker
 
     def begin(self) -> None:
-        """Remove what the test before has left."""
-        _ = self.worker
+        """Remove what the test before has left, its worker too if it ended that one."""
+        if self._worker is None or self._worker.process.exit_code() is not None:
+            self._worker = self._stack.enter_context(self.contract.worker_of(QUEUE, OTHER, pool="solo"))
         self.client.delete(QUEUE, f"{QUEUE}.dead", "qbridge.schedule", "qbridge.scheduled", "qbridge.again")
+        self.client.delete(f"qbridge.wake.{QUEUE}")
+        self._lost = self.told(LOST)
 
     def told(self, words: str) -> int:
         """How often the worker has said something."""
         return self.worker.log.read_text(errors="replace").count(words)
 
-    def must_be_well(self) -> None:
-        """A good task runs, in the process that there was, and nothing stays claimed."""
+    def must_be_well(self, queue: str = QUEUE) -> None:
+        """A good task runs, in the process and on the connection that there were, and nothing stays claimed."""
         worker, path = self.worker, self.contract.path()
-        self.contract.tasks.jot.using(queue=QUEUE).delay(str(path))
+        assert worker.process.exit_code() is None, worker.process.tail(30)
+        self.contract.tasks.jot.using(queue=queue).delay(str(path))
         wait_until(
             lambda: runs(path) or worker.process.exit_code() is not None, 10, what=f"the good task\n{worker.log}"
         )
         assert worker.process.exit_code() is None, worker.process.tail(30)
+        assert {worker.pid} == {pid for pid, *_ in runs(path)}
+        assert self._lost == self.told(LOST), worker.process.tail(30)
         wait_until(lambda: not self.client.hlen("unacked"), 10, what="everything to be settled")
         assert 0 == self.client.hlen("qbridge.claims")
 
@@ -110,10 +123,10 @@ TIMES = {
 }
 
 
-@pytest.mark.parametrize("time", TIMES)
-def test_a_time_that_there_is_not_makes_a_dead_letter(place: Place, time: str) -> None:
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_that_there_is_not_makes_a_dead_letter(place: Place, name: str) -> None:
     """It came in the header by which a worker puts messages off, and ended the worker before any task could run."""
-    place.put(headers={"qbridge_not_before": TIMES[time]})
+    place.put(headers={"qbridge_not_before": TIMES[name]})
     place.must_be_well()
     found = wait_until(
         lambda: len(letters := place.contract.bridge.dead_letters.list(QUEUE)) == COPIES and letters, 10, what="letters"
@@ -264,13 +277,124 @@ def test_a_schedule_without_end_does_not_end_the_worker(place: Place) -> None:
     place.must_be_well()
 
 
+@pytest.mark.parametrize("value", ["caf\udce9", "\ud83d x", "\\\udce9"])
+def test_half_a_surrogate_pair_in_a_header_costs_no_claim(place: Place, value: str) -> None:
+    """Python reads and writes it, Redis's reader of JSON refuses it: it was popped, and lost if the worker died."""
+    path, release = place.contract.path(), place.contract.path("release")
+    body = base64.b64encode(json.dumps([[str(path), str(release)], {}, {}]).encode()).decode()
+    tag, headers = str(uuid.uuid4()), {"task": place.contract.tasks.hold.name, "path": value}
+    place.client.lpush(QUEUE, json.dumps(place.envelope(headers=headers, delivery_tag=tag) | {"body": body}))
+    wait_until(lambda: runs(path), 10, what="the task")
+    assert [tag.encode()] == place.client.hkeys("qbridge.claims")
+    release.touch()
+    place.must_be_well()
+    assert 1 == len(runs(path))
+
+
+def test_tasks_without_a_delivery_tag_run(place: Place) -> None:
+    """They are claimed by a name that is made for them; copies do not share it."""
+    path, one = place.contract.path(), place.envelope(delivery_tag="")
+    one["body"] = base64.b64encode(json.dumps([[str(path)], {}, {}]).encode()).decode()
+    place.client.lpush(QUEUE, *[json.dumps(one)] * COPIES)
+    place.must_be_well()
+    assert COPIES == len(runs(path))
+
+
+def test_a_queue_that_is_no_list_stops_no_other(place: Place) -> None:
+    """The worker connected again and again, and lost what it had popped; now it says once what is wrong, and where."""
+    said = place.told(f"The Redis key '{QUEUE}' is no list")
+    place.client.set(QUEUE, "x")
+    wait_until(lambda: place.told(f"The Redis key '{QUEUE}' is no list") > said, 10, what="the word in the log")
+    for _ in range(3):
+        place.must_be_well(OTHER)
+    assert said + 1 == place.told(f"The Redis key '{QUEUE}' is no list")
+    place.client.delete(QUEUE)
+    place.must_be_well()
+
+
+def calls(place: Place, command: str) -> int:
+    return int(place.client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+def test_a_wake_that_is_no_stream_costs_no_connection(place: Place) -> None:
+    """Workers connected again without end. One waits elsewhere meanwhile, and there again after the next sender."""
+    place.client.set(f"qbridge.wake.{QUEUE}", "x")
+    before = calls(place, "brpop")
+    wait_until(lambda: calls(place, "brpop") > before, 10, what="the worker to wait elsewhere")
+    place.must_be_well(OTHER)
+    place.must_be_well()
+    assert b"stream" == place.client.type(f"qbridge.wake.{QUEUE}")
+    before = calls(place, "xread")
+    wait_until(lambda: calls(place, "xread") > before + 5, 10, what="the worker to wait for senders again")
+    place.must_be_well()
+
+
+@pytest.mark.parametrize("queue", [QUEUE, OTHER, "default"])
+def test_what_is_due_for_a_queue_that_is_no_list_waits(place: Place, queue: str) -> None:
+    """Each claim lost one, also of queues that the worker does not consume."""
+    path, bridge = place.contract.path(), place.contract.another_bridge()  # which asks anew whether anybody sweeps
+    wait_until(lambda: place.client.exists("qbridge.swept"), 10, what="the worker's first sweep")
+    jot = place.contract.declare_on(bridge).jot.using(queue=queue, countdown=2.5)
+    for _ in range(3):
+        jot.delay(str(path))
+    assert 3 == place.client.zcard("qbridge.schedule")
+    place.client.set(queue, "x")
+    soon = time.time() * 1000 + 3000
+    wait_until(
+        lambda: place.client.zcount("qbridge.schedule", soon, "+inf") == 3,
+        10,
+        what="all three to be put off",
+        interval=0.05,
+    )
+    place.must_be_well(QUEUE if queue == OTHER else OTHER)
+    assert 3 == place.client.hlen("qbridge.scheduled")
+    place.client.delete(queue)
+    wait_until(lambda: not place.client.zcard("qbridge.schedule"), 15, what="the schedule to be empty")
+    if queue == "default":  # nobody consumes it
+        assert 3 == place.client.llen(queue)
+        place.client.delete(queue)
+    else:
+        wait_until(lambda: len(runs(path)) == 3, 10, what="the tasks")
+    assert 0 == place.client.hlen("qbridge.scheduled")
+
+
+OURS = ["qbridge.schedule", "qbridge.scheduled", "qbridge.holders", "qbridge.claims", "qbridge.swept"]
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_a_key_of_ours_that_was_written_over_is_ours_again(place: Place, key: str) -> None:
+    """An empty one is none, so anybody can."""
+    place.client.delete(key)
+    place.client.lpush(key, "x") if key == "qbridge.swept" else place.client.set(key, "x")
+    kind = place.client.type(key)
+    place.put(headers={"eta": FUTURE})
+    place.must_be_well()
+    wait_until(lambda: place.client.type(key) != kind, 10, what="the key to be ours again")
+    assert COPIES == place.client.hlen("qbridge.scheduled")
+
+
+def test_dead_letters_that_are_no_list_do_not_hide_others(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Their key is named."""
+    place.client.set(f"{QUEUE}.dead", "x")
+    letter = place.envelope()
+    place.client.lpush(f"{OTHER}.dead", json.dumps(letter))
+    try:
+        assert [letter["headers"]["id"]] == [found.task_id for found in place.contract.bridge.dead_letters.list()]
+    finally:
+        place.client.delete(f"{OTHER}.dead")
+    assert f"The Redis key '{QUEUE}.dead' is no list" in caplog.text
+
+
 # -- the scripts alone
 
 KEYS = ["holders", "claims", "unacked", "index", "again", "schedule", "scheduled", "list"]
+SWEPT = ["holders", "claims", "unacked", "index", "again", "swept"]
 
 
-def claim(client: redis.Redis) -> Any:
-    return scripts.CLAIM.run(client, KEYS, ["holder:30000", "holder:30000/1", 30000, 10, 1, 0, "1"])[3]
+def claim(client: redis.Redis, *more: str) -> Any:
+    lists = 1 + len(more)
+    args = ["holder:30000", "holder:30000/1", 30000, 10, lists, 0, *["1"] * lists]
+    return scripts.CLAIM.run(client, [*KEYS, *more], args)[3]
 
 
 @pytest.fixture
@@ -280,9 +404,9 @@ def bare(qbridge_redis: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-@pytest.mark.parametrize("key", ["holders", "claims", "unacked", "index"])
+@pytest.mark.parametrize("key", ["unacked", "index"])
 def test_a_claim_that_fails_has_popped_nothing(bare: redis.Redis, key: str) -> None:
-    """A key of another type is found first."""
+    """A key of kombu's that is of another type is found first."""
     bare.set(key, "x")
     with pytest.raises(redis.ResponseError):
         claim(bare)
@@ -310,3 +434,136 @@ def test_what_cannot_be_given_back_stays_claimed(bare: redis.Redis) -> None:
     with pytest.raises(redis.ResponseError):
         scripts.GIVE_BACK.run(bare, ["claims", "unacked", "index", "again"], ["RPUSH", "t", "holder:30000/1"])
     assert 1 == bare.hlen("claims") == bare.hlen("unacked")
+
+
+def test_what_can_be_given_back_is_before_the_error(bare: redis.Redis) -> None:
+    """One list that is none keeps no other message."""
+    bare.lpush("other", json.dumps({"properties": {"delivery_tag": "u"}}))
+    assert 2 == len(claim(bare, "other"))
+    bare.set("list", "x")
+    args = ["RPUSH", "t", "holder:30000/1", "u", "holder:30000/1"]
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        scripts.GIVE_BACK.run(bare, ["claims", "unacked", "index", "again"], args)
+    assert 1 == bare.llen("other")
+    assert [b"t"] == bare.hkeys("claims") == bare.hkeys("unacked")
+
+
+def test_a_list_that_is_none_stops_no_takeover(bare: redis.Redis) -> None:
+    """One such claim stopped all, of all holders and queues, for ever. It is taken over once it can be."""
+    bare.lpush("other", json.dumps({"properties": {"delivery_tag": "u"}}))
+    assert 2 == len(claim(bare, "other"))
+    bare.set("list", "x")
+    bare.zadd("holders", {"holder:30000": 0})
+    assert 1 == scripts.SWEEP.run(bare, SWEPT, [])
+    assert 1 == bare.llen("other")
+    assert [b"t"] == bare.hkeys("claims")
+    bare.delete("list")
+    assert 1 == scripts.SWEEP.run(bare, SWEPT, [])
+    assert 1 == bare.llen("list")
+    assert 0 == bare.zcard("holders")
+
+
+@pytest.mark.parametrize("value", ["x", "", "nan", "inf", ["a list"]])
+def test_a_time_of_the_last_sweep_that_is_none_stops_no_sweep(bare: redis.Redis, value: Any) -> None:
+    """It is written over."""
+    bare.set("swept", value) if isinstance(value, str) else bare.lpush("swept", *value)
+    claim(bare)
+    bare.zadd("holders", {"holder:30000": 0})
+    assert 1 == scripts.SWEEP.run(bare, SWEPT, [])
+    assert abs(time.time() * 1000 - float(bare.get("swept") or 0)) < 60_000
+
+
+@pytest.mark.parametrize("value", ["x", ["a list"]])
+def test_a_time_of_the_last_sweep_that_is_none_keeps_nobody_from_sending(bare: redis.Redis, value: Any) -> None:
+    """Who sends with an ETA asks for it."""
+    bare.set("qbridge.swept", value) if isinstance(value, str) else bare.lpush("qbridge.swept", *value)
+    where = bare.connection_pool.connection_kwargs
+    with Bridge(
+        BridgeConfig(broker=f"redis://{where['host']}:{where['port']}/{where['db']}", results="disabled://")
+    ) as bridge:
+
+        @bridge.task(results=False)
+        def work() -> None:
+            """Do nothing."""
+
+        work.using(countdown=60).delay()
+    assert 1 == bare.llen("default")
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("entry", [None, "garbage", "list"])
+def test_an_entry_of_the_schedule_fails_no_claim(bare: redis.Redis, entry: str | None, full: bool) -> None:
+    """What is no entry is dropped; what is one goes to its list, by a server that is full as well."""
+    bare.zadd("schedule", {"n": 1})
+    message = json.dumps({"properties": {"delivery_tag": "u"}})
+    if entry is not None:
+        bare.hset("scheduled", "n", entry if entry == "garbage" else f"list\0qbridge.wake.list\0{message}")
+    if full:
+        bare.config_set("maxmemory", 1)
+    try:
+        found = claim(bare)
+    finally:
+        bare.config_set("maxmemory", 0)
+    assert ([b"t", b"u"] if entry == "list" else [b"t"]) == [tag for _, _, tag, _ in found]
+    assert 0 == bare.zcard("schedule") == bare.hlen("scheduled")
+
+
+def test_what_is_due_has_no_key_of_others_deleted(bare: redis.Redis) -> None:
+    """An entry names the stream to write to, and anybody may have written the entry."""
+    bare.set("precious", "x")
+    bare.zadd("schedule", {"n": 1})
+    bare.hset("scheduled", "n", "list\0precious\0{}")
+    claim(bare)
+    assert b"x" == bare.get("precious")
+
+
+def test_what_was_popped_before_a_list_that_is_none_is_the_claims(bare: redis.Redis) -> None:
+    """It was claimed by an owner that never got it."""
+    bare.set("other", "x")
+    args = ["holder:30000", "holder:30000/1", 30000, 10, 2, 0, "1", "1"]
+    _, _, _, items, wrong = scripts.CLAIM.run(bare, [*KEYS, "other"], args)
+    assert ([b"t"], [b"other"]) == ([tag for _, _, tag, _ in items], wrong)
+
+
+UNNAMED = {
+    "no tag": {"properties": {"delivery_tag": ""}},
+    "half a pair as its tag": {"properties": {"delivery_tag": "\udce9"}},
+    "a number as its tag": {"properties": {"delivery_tag": 5}},
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_redis_can_read_no_tag_in_is_claimed(bare: redis.Redis, name: str) -> None:
+    """Two copies at once, each by a name of its own; what was not settled is taken over as it was."""
+    raw = json.dumps(UNNAMED[name]).encode()
+    bare.delete("list")
+    bare.lpush("list", raw, raw)
+    found = claim(bare)
+    tags = {tag for _, _, tag, _ in found if tag}
+    assert tags == set(bare.hkeys("claims")) == set(bare.hkeys("unacked"))
+    assert 2 == len(tags)
+    bare.zadd("holders", {"holder:30000": 1})
+    bare.set("swept", int(time.time() * 1000))
+    assert len(tags) == scripts.SWEEP.run(bare, SWEPT, [])
+    assert [raw] * len(tags) == bare.lrange("list", 0, -1)
+    assert b"1 1" in {before for _, _, _, before in claim(bare)}  # counted, under the same name
+
+
+@pytest.mark.parametrize("spoil", ["another type", "the last possible entry"])
+def test_a_wake_that_takes_no_entry_keeps_nobody_from_sending(bare: redis.Redis, spoil: str) -> None:
+    """It is ours alone, and is made anew."""
+    if spoil == "another type":
+        bare.set("wake", "x")
+    else:
+        bare.xadd("wake", {"w": "1"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    scripts.PUT.run(bare, ["list", "wake"], ["message"])
+    assert 2 == bare.llen("list")
+    assert 1 == bare.xlen("wake")
+
+
+def test_purging_removes_what_is_no_list(bare: redis.Redis) -> None:
+    """It is in the way of the queue."""
+    bare.set("other", "x")
+    assert 1 == scripts.PURGE.run(bare, ["schedule", "scheduled", "list", "other"], [])
+    assert 0 == bare.exists("list", "other")

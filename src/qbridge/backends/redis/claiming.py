@@ -6,8 +6,11 @@ queues' streams. Nothing is popped by waiting, so an answer that nobody reads lo
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections import deque
 from contextlib import suppress
+from math import inf
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -17,7 +20,7 @@ from redis.exceptions import ConnectionError, NoPermissionError, NoScriptError, 
 
 from qbridge.backends.redis import scripts
 from qbridge.backends.redis.keeper import Keeper
-from qbridge.backends.redis.messages import FAULTS, earlier, envelope, marked, thrown_away
+from qbridge.backends.redis.messages import FAULTS, NO_LIST, earlier, envelope, marked, thrown_away
 from qbridge.backends.redis.qos import say_late
 from qbridge.backends.redis.sending import SOON, eta_of
 from qbridge.serialization.locked_messages import Due
@@ -30,12 +33,20 @@ LOOK = 100
 AT_ONCE = 64
 """Most messages of one claim."""
 
+_DEAF = 1.0
+"""Seconds without a look at the queues' streams after one of them was none."""
+
+logger: logging.Logger = logging.getLogger(__name__)
+
 
 class Claiming:
     """Part of our channel: consuming."""
 
     _keeper: Keeper | None = None
     _wait: int | None = None
+
+    #: By our clock: until then it waits without a look at the queues' streams.
+    _deaf_until = 0.0
 
     #: The server's clock at the last claim, in seconds since 1970.
     _now = 0.0
@@ -99,9 +110,9 @@ class Claiming:
 
     def _waiting(self: Any, queues: list[str]) -> list[Any]:
         self._asked = ("wait", None)
-        if not self._waits:
-            # an account that may not read streams waits for what nobody sends
-            return ["BRPOP", self._wake_key("\0"), self._wait / 1000]
+        if monotonic() < self._deaf_until:
+            # where streams cannot be read, it waits for what nobody sends, under a name that nobody can know
+            return ["BRPOP", self._wake_key(f"\0{uuid.uuid4().hex}"), self._wait / 1000]
         streams = [self._wake_key(queue) for queue in queues]
         ids = [max(self._woken.get(key, "0-0"), f"{self._since}-0", key=_moment) for key in streams]
         return ["XREAD", "BLOCK", self._wait, "STREAMS", *streams, *ids]
@@ -147,14 +158,14 @@ class Claiming:
         if kind == "wait":
             self._wait = None
             for stream, entries in answer.items() if isinstance(answer, dict) else answer or ():
-                if self._waits:
-                    self._woken[stream.decode()] = entries[-1][0].decode()
+                self._woken[stream.decode()] = entries[-1][0].decode()
             raise Empty
-        now, due, late, items = answer
+        now, due, late, items, wrong = answer
         self._whole = False
         self._now = int(now) / 1000
         self._since = int(now) - 1
         say_late(late)
+        self._say_wrong(wrong, looked_at_all=not items)
         # infinity, too, is a number that anybody may have written there
         self._wait = None if items else LOOK if due == b"" else int(min(LOOK, max(0.0, float(due) - int(now))))
         if not items:
@@ -170,10 +181,21 @@ class Claiming:
             if isinstance(error, NoScriptError) and not self._whole:
                 self._whole = True  # the next round sends the script itself
                 return
-        elif isinstance(error, NoPermissionError) and self._waits:
-            self._waits = False
+        elif isinstance(error, NoPermissionError) and self._deaf_until < inf:
+            self._deaf_until = inf
+            return
+        elif str(error).startswith("WRONGTYPE"):
+            # what somebody made of a queue's stream is deleted by the next who sends to that queue
+            self._deaf_until = monotonic() + _DEAF
             return
         raise error
+
+    def _say_wrong(self: Any, keys: list[bytes], *, looked_at_all: bool) -> None:
+        """Say once of each list that it is none."""
+        if keys or self._wrong:
+            for key in set(keys) - self._wrong:
+                logger.error(NO_LIST, key.decode(errors="replace"))
+            self._wrong = set(keys) | (set() if looked_at_all else self._wrong)
 
     def _deliver_claimed(self: Any, items: list[Any], owner: str, queues: list[str]) -> None:
         """Deliver what one claim gave.
@@ -199,9 +221,7 @@ class Claiming:
             # the worker stops, or its connection is gone: what was not begun is for others
             claims = self.qos.forget(item["properties"]["delivery_tag"] for _, item in left)
             claims += [
-                (tag, owner)
-                for number, _, tag, _ in unread
-                if tag and queues[int(number) % len(queues)] not in self._no_ack
+                (tag, owner) for number, _, tag, _ in unread if queues[int(number) % len(queues)] not in self._no_ack
             ]
             if claims:
                 self._try_to_give_back(claims[::-1])
@@ -212,11 +232,11 @@ class Claiming:
         try:
             item = _opened(queue, raw, tag, before)
             # What the server does not hold it cannot postpone; the worker, which gets it, can.
-            due = None if queue in self._no_ack or not tag else eta_of(item)
+            due = None if queue in self._no_ack else eta_of(item)
             number = 0 if due is None else self._get_message_priority(item, reverse=False)
         except FAULTS as error:
             thrown_away(queue, error)
-            if tag:  # as it came: it may be no text
+            if queue not in self._no_ack:  # the tag as it came: it may be no text
                 scripts.SETTLE.run(self._ours, self._claim_keys, [tag, owner])
             return None
         # By the server's clock, which releases it: by another one it could go to and fro until both agree.
@@ -251,8 +271,7 @@ def _opened(queue: str, raw: bytes, tag: bytes, before: bytes) -> Any:
         FAULTS: if it is none.
     """
     item = marked(envelope(loads(raw.decode()), queue), raw)
-    if tag and item["properties"]["delivery_tag"] != tag.decode():
-        raise ValueError("its delivery_tag is another one for Redis")
+    item["properties"]["delivery_tag"] = tag.decode()  # its own, if Redis could read that
     if before:
         deliveries, losses = earlier(before)
         item["properties"]["delivery_tag"] = f"{tag.decode()}.{deliveries}"

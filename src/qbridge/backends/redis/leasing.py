@@ -126,7 +126,7 @@ class Leasing:
             return
         if kind == "claim":
             say_late(answer[2])
-            self._try_to_give_back([(tag, asked[0]) for _, _, tag, _ in reversed(answer[3]) if tag])
+            self._try_to_give_back([(tag, asked[0]) for _, _, tag, _ in reversed(answer[3])])
 
     def _give_the_rest_back(self: Any) -> None:
         try:

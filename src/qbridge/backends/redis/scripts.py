@@ -8,9 +8,13 @@ losses), ``qbridge.schedule`` and ``qbridge.scheduled`` (what is not due yet: ti
 which idle workers wait for).
 
 A message is never decoded and encoded again: what is put around it is taken off by its length.
-Redis does not undo a script that fails half-way, so none does anything that can fail after it has popped a message: the
-first command of each is one that a full server allows, and after a write it allows all others.
+Redis does not undo a script that fails half-way, so none does anything that can fail after it has popped a message, but
+for a command that the account may not run, which ``qbridge check`` finds. A full server allows all commands after a
+write that it allows. An empty key is none, so anybody can make something else of it: a key of ours that is of another
+type is deleted, a list is left alone, and what would go there stays where it is.
 """
+
+# long because: all scripts work on the same keys, and are put together from the same few functions.
 
 from __future__ import annotations
 
@@ -83,12 +87,13 @@ local function drop(claims, unacked, index, again, tag, owner)
 end
 """
 
+# Returns true, false if there was nothing to give back, nil if it stays claimed, because its list is none now.
 _RETURN = """
 local function give_back(claims, unacked, index, again, tag, claim, side, lost)
     local _, length, list = string.match(claim, '^([^%z]*)%z(%d+)%z(.*)$')
     if not list then return false end  -- no claim of ours
     local held = redis.call('HGET', unacked, tag)
-    if held then redis.call('LLEN', list) end  -- what is no list ends the script before the message is taken
+    if held and type(redis.pcall('LLEN', list)) ~= 'number' then return nil, list end
     redis.call('HDEL', claims, tag)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
@@ -101,12 +106,35 @@ local function give_back(claims, unacked, index, again, tag, claim, side, lost)
 end
 """
 
-_WAKE = """
+_WRONG = """
+local function is_wrong(answer)  -- the error of a command that a key of another type gives
+    return type(answer) == 'table' and answer.err and string.find(answer.err, 'WRONGTYPE', 1, true)
+end
+"""
+
+# For keys that nobody else has to do with. Another error than that ends the script, when the command is run again.
+_OURS = (
+    _WRONG
+    + """
+local function ours(key, command, ...)
+    local answer = redis.pcall(command, key, ...)
+    if type(answer) ~= 'table' or not answer.err then return answer end
+    -- a stream to which somebody wrote the last possible entry takes no more either
+    if is_wrong(answer) or string.find(answer.err, 'exhausted', 1, true) then redis.call('DEL', key) end
+    return redis.call(command, key, ...)
+end
+"""
+)
+
+_WAKE = (
+    _OURS
+    + """
 local function wake(stream)
-    redis.call('XADD', stream, 'MAXLEN', '1', '*', 'w', '1')
+    ours(stream, 'XADD', 'MAXLEN', '1', '*', 'w', '1')
     redis.call('PEXPIRE', stream, 3600000)
 end
 """
+)
 
 PUT = Script(
     _WAKE
@@ -132,17 +160,21 @@ return 1
 )
 """Keys: list, list that it goes to, its wake. Args: item of the list, what it becomes. Answers: 1 if it was there."""
 
-SCHEDULE = Script("""
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-""")
+SCHEDULE = Script(
+    _OURS
+    + """
+ours(KEYS[2], 'HSET', ARGV[1], ARGV[3])
+ours(KEYS[1], 'ZADD', ARGV[2], ARGV[1])
+"""
+)
 """Keys: schedule, scheduled. Args: name of the entry, due in ms, entry."""
 
 POSTPONE = Script(
     _DROP
+    + _OURS
     + """
-redis.call('HGET', KEYS[6], ARGV[3])  -- a key of another type ends the script before the message is dropped
-redis.call('ZRANGE', KEYS[5], 0, 0)
+ours(KEYS[6], 'HGET', ARGV[3])  -- both can be written, before the message is dropped
+ours(KEYS[5], 'ZRANGE', 0, 0)
 if drop(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2]) then
     redis.call('HSET', KEYS[6], ARGV[3], ARGV[5])
     redis.call('ZADD', KEYS[5], ARGV[4], ARGV[3])
@@ -160,6 +192,10 @@ local holders, claims, unacked, index, again, schedule, scheduled =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local holder, owner, lease, limit, queues = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local settled = tonumber(ARGV[6])
+ours(claims, 'HGET', '')  -- a key of another type is found before anything is done: kombu's end the script
+redis.call('HGET', unacked, '')
+redis.call('ZRANGE', index, 0, 0)
+ours(holders, 'ZRANGE', 0, 0)
 local late = {}
 for number = 7, 5 + 2 * settled, 2 do
     if not drop(claims, unacked, index, again, ARGV[number], ARGV[number + 1]) then
@@ -167,67 +203,81 @@ for number = 7, 5 + 2 * settled, 2 do
     end
 end
 local flags = 6 + 2 * settled
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', schedule, '-inf', now, 'LIMIT', 0, 100)) do
-    redis.call('ZREM', schedule, name)
+local names = ours(schedule, 'ZRANGEBYSCORE', '-inf', now, 'LIMIT', 0, 100)
+if #names > 0 then ours(scheduled, 'HDEL', '') end  -- a write that a full server allows: then it allows LPUSH
+for _, name in ipairs(names) do
     local entry = redis.call('HGET', scheduled, name)
-    if entry then
-        local list, stream, message = string.match(entry, '^([^%z]*)%z([^%z]*)%z(.*)$')
-        redis.call('LPUSH', list, message)
+    local list, stream, message = string.match(entry or '', '^([^%z]*)%z([^%z]*)%z(.*)$')
+    if list and type(redis.pcall('LPUSH', list, message)) ~= 'number' then
+        redis.call('ZADD', schedule, now + 5000, name)  -- its list is none now, which costs nobody else a claim
+    else
+        redis.call('ZREM', schedule, name)
         redis.call('HDEL', scheduled, name)
-        wake(stream)
+        -- an entry that somebody else made must not have any key deleted
+        if list and string.find(stream, 'qbridge.wake.', 1, true) then pcall(wake, stream) end
     end
 end
-redis.call('HGET', claims, '')  -- a key of another type ends the script before a message is popped
-redis.call('HGET', unacked, '')
-redis.call('ZRANGE', index, 0, 0)
-redis.call('ZRANGE', holders, 0, 0)
+local function named(message)
+    local properties = cjson.decode(message).properties
+    local info = properties.delivery_info
+    return properties.delivery_tag, info and info.exchange, info and info.routing_key
+end
 local seconds = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
-local items, kept = {}, false
+local items, kept, wrong, skipped = {}, false, {}, {}
 for first = 8, #KEYS, queues do
     local took = true
     while took and #items < limit do
         took = false
         for number = first, first + queues - 1 do
-            local message = #items < limit and redis.call('RPOP', KEYS[number])
-            if message then
-                took = true
-                local fine, tag, exchange, key = pcall(function()
-                    local properties = cjson.decode(message).properties
-                    local info = properties.delivery_info
-                    return properties.delivery_tag, info and info.exchange, info and info.routing_key
-                end)
-                if fine and type(tag) == 'string' and tag ~= '' then
-                    local before = redis.pcall('HGET', again, tag)
-                    if type(before) ~= 'string' then before = '' end
-                    if ARGV[flags + number - 7] == '1' then
-                        if type(exchange) ~= 'string' then exchange = '' end
-                        if type(key) ~= 'string' then key = '' end
-                        local ending = ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(key) .. ']'
-                        redis.call('HSET', unacked, tag, '[' .. message .. ending)
-                        redis.call('ZADD', index, seconds, tag)
-                        redis.call('HSET', claims, tag, owner .. '\\0' .. #ending .. '\\0' .. KEYS[number])
-                        kept = true
-                    elseif before ~= '' then
-                        redis.pcall('HDEL', again, tag)
-                    end
-                    items[#items + 1] = {number - 8, message, tag, before}
-                else
-                    items[#items + 1] = {number - 8, message, '', ''}
+            local message = #items < limit and not skipped[number] and redis.pcall('RPOP', KEYS[number])
+            if type(message) == 'table' then  -- an error: what was popped before it is for the caller
+                skipped[number] = true
+                if is_wrong(message) then
+                    wrong[#wrong + 1] = KEYS[number]
+                elseif #items == 0 then
+                    redis.call('RPOP', KEYS[number])
                 end
+            elseif message then
+                took = true
+                local fine, tag, exchange, key = pcall(named, message)
+                if not fine then  -- half a surrogate pair, which Python reads, and plain Celery writes
+                    local whole = string.gsub(message, '\\\\u[dD][89a-fA-F]%x%x', '\\\\u001a')
+                    fine, tag, exchange, key = pcall(named, whole)
+                end
+                if not fine or type(tag) ~= 'string' or tag == '' or string.find(tag, '\\26', 1, true) then
+                    -- the same each time, so that its deliveries are counted; copies may be held at once
+                    tag, exchange, key = redis.sha1hex(message), nil, nil
+                    if redis.call('HEXISTS', claims, tag) == 1 then tag = tag .. '/' .. owner .. '/' .. #items end
+                end
+                local before = redis.pcall('HGET', again, tag)
+                if type(before) ~= 'string' then before = '' end
+                if ARGV[flags + number - 7] == '1' then
+                    if type(exchange) ~= 'string' then exchange = '' end
+                    if type(key) ~= 'string' then key = '' end
+                    local ending = ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(key) .. ']'
+                    redis.call('HSET', unacked, tag, '[' .. message .. ending)
+                    redis.call('ZADD', index, seconds, tag)
+                    redis.call('HSET', claims, tag, owner .. '\\0' .. #ending .. '\\0' .. KEYS[number])
+                    kept = true
+                elseif before ~= '' then
+                    redis.pcall('HDEL', again, tag)
+                end
+                items[#items + 1] = {number - 8, message, tag, before}
             end
         end
     end
 end
 if kept then redis.call('ZADD', holders, now + lease, holder) end
 local due = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')[2]
-return {now, due or '', late, items}
+return {now, due or '', late, items, wrong}
 """
 )
 """Keys: holders, claims, unacked, index, again, schedule, scheduled, then the lists, step by step, a list per queue.
 
 Args: holder, owner, lease in ms, most messages, number of queues, number of settled claims, tag and owner of each, and
 for each list 1 if its messages are acknowledged. Answers: now, next due, tags that were not the caller's any more,
-messages.
+messages, and which of the lists are none. Of each message: its list's number, itself, the tag that it goes by, and its
+earlier deliveries and losses. The tag is its own, or one that was made for it if Redis could read none in it.
 """
 
 SETTLE = Script(
@@ -247,16 +297,18 @@ return late
 GIVE_BACK = Script(
     _RETURN
     + """
-local late = {}
+local late, wrong = {}, nil
 for number = 2, #ARGV, 2 do
     local tag, owner = ARGV[number], ARGV[number + 1]
     local claim = redis.call('HGET', KEYS[1], tag)
     if claim and string.sub(claim, 1, #owner + 1) == owner .. '\\0' then
-        give_back(KEYS[1], KEYS[2], KEYS[3], KEYS[4], tag, claim, ARGV[1], 0)
+        local given, list = give_back(KEYS[1], KEYS[2], KEYS[3], KEYS[4], tag, claim, ARGV[1], 0)
+        if given == nil then wrong = list end
     else
         late[#late + 1] = tag
     end
 end
+if wrong then redis.call('LLEN', wrong) end  -- its error is the answer, once all others are back
 return late
 """
 )
@@ -300,9 +352,10 @@ SWEEP = Script(
     + _RETURN
     + """
 local holders, claims = KEYS[1], KEYS[2]
-local last = tonumber(redis.call('GET', KEYS[6]) or 0)
+local last = redis.pcall('GET', KEYS[6])
+last = type(last) == 'string' and tonumber(last) or 0  -- anything else says nothing, and is written over
 redis.call('SET', KEYS[6], now)
-local gone, taken = {}, 0
+local gone, held, taken = {}, {}, 0
 local all = redis.call('ZRANGE', holders, 0, -1, 'WITHSCORES')
 for number = 1, #all, 2 do
     local holder, ended = all[number], tonumber(all[number + 1])
@@ -318,14 +371,17 @@ end
 if next(gone) then
     local all = redis.call('HGETALL', claims)
     for number = 1, #all, 2 do
-        local lost = gone[string.match(all[number + 1], '^([^%z/]*)')]
+        local holder = string.match(all[number + 1], '^([^%z/]*)')
+        local lost = gone[holder]
         if lost then
-            if give_back(claims, KEYS[3], KEYS[4], KEYS[5], all[number], all[number + 1], 'RPUSH', lost) then
-                taken = taken + 1
-            end
+            local given = give_back(claims, KEYS[3], KEYS[4], KEYS[5], all[number], all[number + 1], 'RPUSH', lost)
+            if given then taken = taken + 1 end
+            if given == nil then held[holder] = true end
         end
     end
-    for holder in pairs(gone) do redis.call('ZREM', holders, holder) end
+    for holder in pairs(gone) do
+        if not held[holder] then redis.call('ZREM', holders, holder) end
+    end
 end
 return taken
 """
@@ -333,13 +389,14 @@ return taken
 """Keys: holders, claims, unacked, index, again, swept. Answers: how many messages were taken over.
 
 After a gap between sweeps, in which nobody could renew either, every holder has a full lease first. A holder whose
-lease ended at 0 has said goodbye, which is no loss.
+lease ended at 0 has said goodbye, which is no loss. A holder stays listed while something of it cannot be taken over.
 """
 
 PURGE = Script("""
 local count = 0
 for number = 3, #KEYS do
-    count = count + redis.call('LLEN', KEYS[number])
+    local length = redis.pcall('LLEN', KEYS[number])
+    if type(length) == 'number' then count = count + length end  -- else it is no list: to be removed all the more
     redis.call('DEL', KEYS[number])
     local start = KEYS[number] .. '\\0'
     for _, name in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do

@@ -85,8 +85,11 @@ class Sending:
     def _is_looked_after(self: Any) -> bool:
         """Whether a worker of ours has consumed here: plain workers do not look at the schedule, but keep tasks."""
         if time() >= self._look_after_at:
-            swept = self._ours.get(*self._keys("qbridge.swept"))  # milliseconds since 1970
-            found = swept is not None and time() - float(swept) / 1000 < _LEFT
+            try:
+                swept = self._ours.get(*self._keys("qbridge.swept"))  # milliseconds since 1970
+                found = swept is not None and abs(time() - float(swept) / 1000) < _LEFT
+            except (ResponseError, ValueError):  # somebody else wrote there: the next sweep writes over it
+                found = False
             self._looked_after, self._look_after_at = found, time() + (60 if found else 1)
         return bool(self._looked_after)
 

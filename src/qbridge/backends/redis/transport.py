@@ -71,7 +71,7 @@ class _OurChannel(Places, Sending, Claiming, Leasing, Staying, Listening, Broadc
         self._since = 0
         self._woken: dict[str, str] = {}
         self._whole = False
-        self._waits = True
+        self._wrong: set[bytes] = set()
         super().__init__(*args, **kwargs)
         self._holder = f"{uuid.uuid4().hex}:{int(self.lease * 1000)}"  # lease: known by now, and read by sweeps
 
