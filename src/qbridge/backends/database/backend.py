@@ -366,7 +366,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
             task = self.tables.task
             query = sa.select(*(task.c[name] for name in layout.columns)).where(task.c.task_id.in_(ids))
             if ready_only:
-                query = query.where(task.c.status.in_(sorted(states.READY_STATES)))
+                # a row without a status is damaged, and will not change
+                query = query.where(task.c.status.in_(sorted(states.READY_STATES)) | task.c.status.is_(None))
             return [dict(row._mapping) for row in session.execute(query)]
 
     def _blank(self, task_id: str) -> dict[str, Any]:
