@@ -164,3 +164,21 @@ def test_a_task_that_kills_whole_workers_is_kept_in_the_end(contract: Contract, 
     assert time.monotonic() - began < 30
     assert (kept.reason, kept.task_id, kept.crashes) == ("crashed", result.id, MAX_REDELIVERIES + 1)
     assert len(runs(path)) == MAX_REDELIVERIES + 1
+
+
+def test_a_task_whose_error_repeats_its_argument_is_kept_beside_its_headers(contract: Contract) -> None:
+    """Record and headers were too much for a frame of RabbitMQ: a character may have twelve octets in a record."""
+    bridge, mine = contract.bridge, {"mine": "x" * 40_000}
+
+    @bridge.task(name="repeats", retry=AT_ONCE)
+    def repeats(text: str) -> None:
+        raise ConnectionError(text)
+
+    with bridge.worker(pool="thread", concurrency=2):
+        for _ in range(8):  # more than it may hold
+            repeats.using(headers=mine).delay("\U0001f600" * 20_000)
+        kept = letters(contract, 8)
+        assert contract.tasks.note.delay(str(contract.path()), "after").get(timeout=20) == "after"
+    assert {(letter.reason, letter.headers["mine"], letter.error_text[0]) for letter in kept} == {
+        ("exhausted", mine["mine"], "\U0001f600")
+    }

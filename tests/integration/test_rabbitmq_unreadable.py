@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from itertools import islice, product
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -99,6 +100,33 @@ def test_headers_that_can_be_read_and_not_be_written(contract: Contract, value: 
     assert {(letter.reason, letter.task, letter.headers["qbridge_cut"], letter.body) for letter in kept} == {
         ("too_large", "echo", "much", BODY)
     }
+
+
+def names_of_three() -> Iterator[bytes]:
+    """Names of headers that take little room."""
+    return (bytes(letters) for letters in product(b"abcdefghijklmnopqrstuvwxyz", repeat=3))
+
+
+SWITCH = b"t\x01"
+TOO_LARGE = {
+    "many small values": table(TASK, *(short(name) + b"b\x01" for name in islice(names_of_three(), 15_500))),
+    "wide names": table(TASK, *(short((chr(0x4E00 + number) * 85).encode()) + SWITCH for number in range(507))),
+    "a record": table(TASK, short(b"qbridge_dead_letter") + b"S" + pack(">I", 130_980) + b"x" * 130_980),
+}
+
+
+@pytest.mark.parametrize("headers", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_copy_fits_a_frame_whatever_fills_the_message(contract: Contract, headers: bytes) -> None:
+    """Their copies were larger than a frame of RabbitMQ: none could be written, and a worker heard nothing any more."""
+    with contract.worker_of(QUEUE, pool="solo"):
+        runs_after(contract)
+        for _ in range(8):  # more than it may hold
+            send(contract, b"\x20\x00" + headers)
+        runs_after(contract)
+        kept = lying(contract, 8)
+    assert {(letter.task, letter.body, letter.reason) for letter in kept} <= {
+        ("echo", BODY, "too_large"), ("echo", BODY, "foreign")
+    }  # fmt: skip
 
 
 DEPTHS = range(930, 1001)

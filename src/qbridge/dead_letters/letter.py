@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from itertools import accumulate
+from typing import Any, Literal, TypeGuard, get_args
 from uuid import uuid4
 
 from qbridge.backends.base import HEADER_NOT_BEFORE
@@ -21,7 +22,8 @@ from qbridge.versions import Stamp
 
 __all__ = [
     "HEADERS_OF_ONE_MESSAGE", "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE",
-    "HEADER_UNSTORED_SINCE", "REASONS", "DeadLetter", "Reason", "fresh_headers", "name_of", "read", "record_of",
+    "HEADER_UNSTORED_SINCE", "LONGEST_RECORD", "REASONS", "DeadLetter", "Reason", "fresh_headers", "is_record", "name_of",
+    "read", "record_of",
 ]  # fmt: skip
 
 HEADER_DEAD_LETTER = "qbridge_dead_letter"
@@ -50,8 +52,16 @@ Reason = Literal[
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
-_LONGEST_TEXT = 2_000  # characters: a server refuses headers above its frame size
-_LONGEST_TRACEBACK = 8_000
+# Characters of a text, and what they may take in JSON: a server refuses headers above its frame size, and what is no
+# ASCII has six octets there, or twelve.
+_TEXT = (2_000, 12_000)
+_TRACEBACK = (8_000, 24_000)
+_NAME = 1_600
+"""Octets in JSON of a name, more than AMQP has for one."""
+_LONGEST_TIME = 64
+_PRIORITIES = 1_000
+LONGEST_RECORD = 45_000
+"""Octets of a record: its text, its traceback, five names, and what stands between them."""
 
 # What brokers have written into a message, and what counted its past: a replay begins anew.
 _OF_ITS_PAST = (
@@ -148,21 +158,40 @@ def record_of(
     """
     told = {
         "id": uuid4().hex,
-        "queue": queue,
+        "queue": _whole(queue),
         "reason": reason,
-        "error": type(error).__qualname__ if error is not None else "",
-        "text": _text_of(error)[:_LONGEST_TEXT],
-        "traceback": traceback[-_LONGEST_TRACEBACK:],
+        "error": _beginning(type(error).__qualname__, _NAME) if error is not None else "",
+        "text": _beginning(_text_of(error)[: _TEXT[0]], _TEXT[1]),
+        "traceback": _beginning(traceback[: -_TRACEBACK[0] - 1 : -1], _TRACEBACK[1])[::-1],
         "attempts": attempts,
         "crashes": crashes,
-        "first_at": first_at,
+        "first_at": first_at if isinstance(first_at, str) and len(first_at) <= _LONGEST_TIME else None,
         "at": datetime.now(UTC).isoformat(),
-        "worker": worker,
-        "content_type": content_type,
-        "content_encoding": content_encoding,
-        "priority": priority,
+        "worker": _beginning(worker, _NAME),
+        "content_type": _whole(content_type),
+        "content_encoding": _whole(content_encoding),
+        "priority": priority if isinstance(priority, int | float) and abs(priority) < _PRIORITIES else None,
     }
-    return json.dumps({name: value for name, value in told.items() if value not in (None, "")}, default=repr)
+    return json.dumps({name: value for name, value in told.items() if value not in (None, "")})
+
+
+def is_record(value: Any) -> TypeGuard[str]:
+    """Tell whether a worker of ours may have written what stands in the place of a record."""
+    return isinstance(value, str) and len(value) <= LONGEST_RECORD and value.isascii()
+
+
+def _beginning(text: str, octets: int) -> str:
+    """Return as much of a text as takes so many octets in JSON."""
+    text = text[:octets]
+    if len(json.dumps(text)) <= octets:
+        return text
+    taken = accumulate(len(json.dumps(sign)) - 2 for sign in text)
+    return text[: sum(size <= octets for size in taken)]
+
+
+def _whole(name: Any) -> str:
+    """Return a name; none at all where it is too long: then what says the same beside the record holds."""
+    return name if isinstance(name, str) and len(json.dumps(name)) <= _NAME else ""
 
 
 def read(kept: Kept, queue: str) -> DeadLetter:

@@ -18,8 +18,8 @@ from typing import Any
 from celery.utils.log import get_logger
 from kombu.entity import Exchange, Queue
 
-from qbridge.dead_letters.cutting import keepable
-from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, Reason, name_of, record_of
+from qbridge.dead_letters.cutting import with_record
+from qbridge.dead_letters.letter import HEADER_DEAD_LETTER, Reason, is_record, name_of, record_of
 from qbridge.retrying import HEADER_ATTEMPTS_SINCE
 from qbridge.worker.resending import headers_of, losses_of, put_off, queue_of, send_again
 from qbridge.worker.unlocking import received
@@ -78,7 +78,7 @@ class DeadLetters:
         came = received(message)
         queue, headers = queue_of(self._consumer, message), headers_of(came)
         record = headers.get(HEADER_DEAD_LETTER)
-        if not isinstance(record, str):
+        if not is_record(record):
             record = record_of(
                 queue=queue,
                 reason=reason,
@@ -110,7 +110,7 @@ class DeadLetters:
         send_again(
             self._app,
             message,
-            {**keepable(headers_of(received(message))), HEADER_DEAD_LETTER: record},
+            with_record(headers_of(received(message)), record),
             "",
             name,
             declare=[Queue(name, Exchange(""), name, durable=True, queue_arguments=arguments)],
@@ -123,7 +123,7 @@ class DeadLetters:
             name_of(queue), queue, _AGAIN, trouble,
         )  # fmt: skip
         try:
-            marked = {**keepable(headers_of(received(message))), HEADER_DEAD_LETTER: record}
+            marked = with_record(headers_of(received(message)), record)
             left = put_off(self._consumer, message, _AGAIN, marked)
         except Exception as error:  # noqa: BLE001 - then it stays with us, not acknowledged
             logger.warning("The broker takes nothing at all: %s", error)

@@ -19,6 +19,9 @@ from qbridge.worker.unlocking import received
 
 __all__ = ["PATIENCE", "headers_of", "losses_of", "pause_of", "put_off", "queue_of", "raw_body", "send_again"]
 
+_MOST_LOSSES = 2**31
+"""More than any limit: a number of any length would be one that cannot be written."""
+
 PATIENCE = 5.0
 """Seconds for the broker to take a message: the worker's loop waits."""
 
@@ -77,7 +80,8 @@ def losses_of(message: Any) -> int:
     counted = message.delivery_info.get("loss_count")
     if counted is None:
         counted = headers.get("x-delivery-count")
-    return sum(number for number in (counted, headers.get(HEADER_LOSSES)) if isinstance(number, int) and number > 0)
+    counts = (counted, headers.get(HEADER_LOSSES))
+    return min(sum(number for number in counts if isinstance(number, int) and number > 0), _MOST_LOSSES)
 
 
 def pause_of(headers: Mapping[str, Any], since: str) -> tuple[float, float]:
