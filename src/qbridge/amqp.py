@@ -315,6 +315,7 @@ class BridgeAMQP(AMQP):
         if cached is None:
             demands = {
                 "max_payload_bytes": self.app.max_payload_bytes,
+                "bounding": self.app.safe,
                 "confirming": self.app.safe,
                 "lock": self.app.lock,
             }

@@ -30,7 +30,7 @@ from qbridge.config import BridgeConfig, QueueConfig
 from qbridge.config.cross_checks import outlived
 from qbridge.dead_letters import DeadLetters
 from qbridge.due_by import HEADER_DEADLINE, as_deadline
-from qbridge.exceptions import ConfigurationError, UnsupportedFeature
+from qbridge.exceptions import ConfigurationError, PayloadError, UnsupportedFeature
 from qbridge.once import SendOnce, key_of, refuse_keys
 from qbridge.options import SendOptions, checked_send_options
 from qbridge.queues import KnownQueues
@@ -39,6 +39,7 @@ from qbridge.report import Report
 from qbridge.result import ResultReader, TaskResult
 from qbridge.revoked import remember_revoked
 from qbridge.sending import Attempts, SendingThreads, attempt_takes
+from qbridge.serialization.header_limits import SENT_HEADER_OCTETS, SENT_HEADERS, header_fault
 from qbridge.serialization.signature import result_decoder
 from qbridge.task import Call, Declares, Item, Task, TaskDefinition, TaskSet, keep_unique, make_task
 
@@ -131,6 +132,20 @@ class Bridge(Declares):
             UnknownQueueError: with a did-you-mean.
         """
         self._queues.refuse_unknown(name, self._app.amqp.queues if self._app is not None else ())
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what a message could not be sent with; what Celery adds to its headers is looked at by then.
+
+        Raises:
+            UnknownQueueError: if nobody declared the queue.
+            PayloadError: if the headers are more than a worker takes.
+        """
+        if "queue" in options:
+            self.check_queue(options["queue"])
+        headers = options.get("headers", {}) if self._config.defaults == "safe" else {}
+        fault = header_fault(headers, SENT_HEADERS, SENT_HEADER_OCTETS)
+        if fault is not None:
+            raise PayloadError(f"these headers are not sent: {fault}", "Send a reference to the data, or an argument.")
 
     def queue_of(self, definition: TaskDefinition) -> str:
         """Return the name of the queue that a task goes to by default."""

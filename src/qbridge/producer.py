@@ -15,6 +15,8 @@ from kombu.utils.functional import ChannelPromise, lazy
 from qbridge.backends.deadline import bounded
 from qbridge.backends.rabbitmq.publisher import NotConfirmed
 from qbridge.exceptions import PayloadError
+from qbridge.serialization.header_limits import SENT_HEADER_OCTETS, SENT_HEADERS, header_fault
+from qbridge.serialization.limits import body_fault
 from qbridge.serialization.lock import Lock
 from qbridge.serialization.locked_messages import Kind, Letter, lock_letter
 
@@ -24,8 +26,11 @@ __all__ = ["BridgeProducer", "BridgeProducerPool", "PoolClosed", "turn_away"]
 class BridgeProducer(Producer):
     """A producer that can confirm a message, signs it, and refuses one that is too large."""
 
-    #: Largest body of a message in bytes; None: no limit.
+    #: Largest body of a message in bytes; None: nothing of a message is bounded.
     max_payload_bytes: int | None = None
+
+    #: Whether workers refuse tasks beyond the limits of headers and levels: then they are not sent.
+    bounding = False
 
     #: The keys with which tasks and commands to workers are signed; None: they are not.
     lock: Lock | None = None
@@ -76,11 +81,22 @@ class BridgeProducer(Producer):
                 f"the message has {size:,} bytes, the limit is {limit:,}",
                 "Send a reference to the data instead, or raise serialization.max_payload_bytes.",
             )
-        if not compression:
-            return prepared
-        body, content_type, content_encoding = prepared
-        body, headers["compression"] = compress(body, compression)
-        return body, content_type, content_encoding
+        if compression:
+            body, content_type, content_encoding = prepared
+            body, headers["compression"] = compress(body, compression)
+        if limit is not None and self.bounding and headers and "task" in headers:
+            self._refuse_excess(prepared[0], prepared[1], headers)
+        return (body, content_type, content_encoding) if compression else prepared
+
+    def _refuse_excess(self, body: Any, content_type: str | None, headers: Any) -> None:
+        # another attempt has what workers have added since it was sent
+        limits = () if headers.get("retries") else (SENT_HEADERS, SENT_HEADER_OCTETS)
+        fault = header_fault(headers, *limits)
+        if fault is not None:
+            raise PayloadError(f"the message is not sent: {fault}", "Send a reference to the data, or an argument.")
+        fault = body_fault(body, content_type)
+        if fault is not None:
+            raise PayloadError(f"the message is not sent: {fault}", "Send it flatter, or as a text.")
 
     def _locked(
         self, lock: Lock, body: Any, content_type: Any, content_encoding: Any, headers: Any, properties: Any,

@@ -94,8 +94,8 @@ class Sender(Protocol):
         """Send many calls."""
         ...
 
-    def check_queue(self, name: str) -> None:
-        """Refuse a queue that nobody declared."""
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse a queue that nobody declared, and headers that a worker would refuse."""
         ...
 
     def queue_of(self, definition: TaskDefinition) -> str:
@@ -167,12 +167,12 @@ class Task(Generic[P, R_co]):
             TypeError: if an option is unknown; suggests the one that was probably meant.
             UnknownQueueError: if nobody declared the queue.
             ConfigurationError: if a value makes no sense.
+            PayloadError: if the headers are more than a worker takes.
         """
-        checked_send_options(options)
+        checked = checked_send_options(options)
         merged = {**self._options, **options}
-        queue = options.get("queue")
-        if self._sender is not None and queue is not None:
-            self._sender.check_queue(queue)
+        if self._sender is not None:
+            self._sender.check_options(checked)
         return type(self)(self._definition, self._sender, merged)
 
     def item(self, *args: P.args, **kwargs: P.kwargs) -> Item:

@@ -33,10 +33,14 @@ def send(contract: Contract, body: bytes, headers: dict[str, Any], content_type:
     """Publish what no producer of ours makes."""
     queue = contract.bridge.celery.amqp.queues["default"]
     with contract.bridge.celery.producer_or_acquire() as producer:
-        producer.publish(
-            body, exchange=queue.exchange, routing_key="default", declare=[queue], headers=headers,
-            content_type=content_type, content_encoding="binary", correlation_id="1", confirm_timeout=5,
-        )  # fmt: skip
+        limit, producer.max_payload_bytes = producer.max_payload_bytes, None
+        try:
+            producer.publish(
+                body, exchange=queue.exchange, routing_key="default", declare=[queue], headers=headers,
+                content_type=content_type, content_encoding="binary", correlation_id="1", confirm_timeout=5,
+            )  # fmt: skip
+        finally:
+            producer.max_payload_bytes = limit
 
 
 def lying(contract: Contract, count: int) -> list[DeadLetter]:

@@ -13,7 +13,7 @@ import pytest
 from kombu import Exchange, Queue
 from tests.raw_messages import TASK, TEXT, UNREADABLE, Raw, nested, short, table
 
-from qbridge import DeadLetter
+from qbridge import DeadLetter, PayloadError
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.servers import RabbitMQServer
@@ -73,6 +73,9 @@ def test_a_worker_lives_on_and_keeps_what_it_cannot_read(contract: Contract, poo
     assert {letter.body for letter in kept} == {BODY}
     told = [base64.b64decode(letter.headers["qbridge_unreadable"]) for letter in kept]
     assert told == [raw[:40_000] for raw in UNREADABLE.values()]
+    with pytest.raises(PayloadError, match="names no task"):
+        contract.bridge.dead_letters.replay(kept[0].id)
+    assert len(kept) == len(contract.bridge.dead_letters.list(QUEUE))
 
 
 def test_an_empty_body_in_an_encoding_that_no_codec_can_be_called(contract: Contract) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,6 +134,18 @@ def test_a_time_that_there_is_not_makes_a_dead_letter(place: Place, name: str) -
     )
     assert {"malformed"} == {letter.reason for letter in found}
     assert {place.contract.tasks.jot.name} == {letter.task for letter in found}
+
+
+def test_a_sound_task_with_one_bad_header_runs_when_it_is_sent_again(place: Place) -> None:
+    """What marks it as refused stays behind: it was refused again."""
+    place.put(headers={"qbridge_not_before": TIMES["text"]})
+    dead_letters = place.contract.bridge.dead_letters
+    wait_until(lambda: len(dead_letters.list(QUEUE)) == COPIES, 10, what="letters")
+    path, *_ = json.loads(dead_letters.list(QUEUE)[0].body)[0]
+    assert len(dead_letters.replay(queue=QUEUE)) == COPIES
+    wait_until(lambda: runs(Path(path)), 10, what="one of them to run")
+    place.must_be_well()
+    assert [] == dead_letters.list(QUEUE)
 
 
 @pytest.mark.parametrize("where", ["headers", "body", "properties"])

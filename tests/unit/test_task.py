@@ -14,6 +14,7 @@ from qbridge import (
     BridgeConfig,
     ConfigurationError,
     DuplicateTaskError,
+    PayloadError,
     Retry,
     Task,
     TaskContext,
@@ -332,6 +333,18 @@ def test_headers_that_are_none_or_not_the_senders_are_refused(bridge: Bridge, wr
 
     with pytest.raises(ConfigurationError, match="header"):
         one.using(headers=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"x": "a" * 61_000}, {str(number): 1 for number in range(190)}])
+def test_headers_that_a_worker_refuses_are_refused_where_they_are_given(bridge: Bridge, wrong: Any) -> None:
+    """But under ``defaults="celery"``, where no worker refuses them."""
+
+    def one() -> None: ...
+
+    with pytest.raises(PayloadError, match="the limit is"):
+        bridge.task(name="one")(one).using(headers=wrong)
+    with Bridge(BridgeConfig(defaults="celery")) as plain:
+        plain.task(name="one")(one).using(headers=wrong)
 
 
 @pytest.mark.parametrize("endless", [float("nan"), float("inf")])

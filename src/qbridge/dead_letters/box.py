@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from qbridge.backends.base import Broker
+from qbridge.backends.base import HEADER_UNREADABLE, Broker
 from qbridge.backends.deadline import deadline
 from qbridge.backends.kept import InUse, Kept, KeptQueue
 from qbridge.dead_letters.letter import REASONS, DeadLetter, Reason, fresh_headers, name_of, read
@@ -159,7 +159,8 @@ class DeadLetters:
 
         Raises:
             ConfigurationError: if neither ``ids`` nor a filter says which.
-            PayloadError: if there are keys and no holder of one has sent it; it stays a dead letter.
+            PayloadError: if there are keys and no holder of one has sent it, or its headers could not be read and it
+                names no task; it stays a dead letter.
             BrokerUnavailable: if the broker does not take one; it stays a dead letter, and those before it were sent.
         """
         if rate is not None and not rate > 0:
@@ -180,11 +181,18 @@ class DeadLetters:
 
     def _headers(self, letter: DeadLetter) -> Mapping[str, Any]:
         """Return the headers of a dead letter that is sent again, signed anew if a holder of the keys has sent it."""
+        if HEADER_UNREADABLE in letter.headers and "task" not in letter.headers:
+            raise PayloadError(
+                f"the dead letter {letter.id} cannot be sent again: its headers could not be read, so it names no task",
+                "There is nothing in it that a worker could run. Send its task anew, and discard it.",
+            )
         lock = self._place.lock
         if lock is None:
             return fresh_headers(letter)
+        # a transport has marked it; what was taken out with that is missed below, if it was signed
+        headers = {name: value for name, value in letter.headers.items() if name != HEADER_UNREADABLE}
         sent = Letter(
-            letter.body, letter.content_type, letter.content_encoding, letter.headers,
+            letter.body, letter.content_type, letter.content_encoding, headers,
             letter.properties.get("correlation_id"), letter.properties.get("reply_to"),
         )  # fmt: skip
         try:

@@ -15,15 +15,15 @@ from itertools import accumulate
 from typing import Any, Literal, TypeGuard, get_args
 from uuid import uuid4
 
-from qbridge.backends.base import HEADER_NOT_BEFORE
+from qbridge.backends.base import HEADER_NOT_BEFORE, HEADER_UNREADABLE
 from qbridge.backends.kept import Kept
 from qbridge.due_by import HEADER_DEADLINE, deadline_of, instant, passed
 from qbridge.versions import Stamp
 
 __all__ = [
     "HEADERS_OF_ONE_MESSAGE", "HEADER_DEAD_LETTER", "HEADER_LOSSES", "HEADER_REPLAYS", "HEADER_UNKNOWN_SINCE",
-    "HEADER_UNSTORED_SINCE", "LONGEST_RECORD", "REASONS", "DeadLetter", "Reason", "fresh_headers", "is_record", "name_of",
-    "read", "record_of",
+    "HEADER_UNSTORED_SINCE", "LONGEST_RECORD", "REASONS", "DeadLetter", "Reason", "fresh_headers", "is_record",
+    "name_of", "read", "record_of",
 ]  # fmt: skip
 
 HEADER_DEAD_LETTER = "qbridge_dead_letter"
@@ -66,8 +66,8 @@ LONGEST_RECORD = 45_000
 # What brokers have written into a message, and what counted its past: a replay begins anew.
 _OF_ITS_PAST = (
     HEADER_DEAD_LETTER, HEADER_LOSSES, HEADER_UNKNOWN_SINCE, HEADER_UNSTORED_SINCE, HEADER_NOT_BEFORE,
-    "qbridge_first_attempt", "qbridge_retry", "qbridge_again", "redelivered", "x-death", "x-first-death-",
-    "x-last-death-", "x-delivery-count", "x-acquired-count",
+    HEADER_UNREADABLE, "qbridge_first_attempt", "qbridge_retry", "qbridge_again", "redelivered", "x-death",
+    "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count",
 )  # fmt: skip
 ADDRESSES = ("CC", "BCC")
 """Headers with the names of queues to which RabbitMQ also gives a message: a copy of it goes to its own place only."""

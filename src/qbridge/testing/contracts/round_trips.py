@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -121,6 +122,66 @@ def test_an_argument_above_the_payload_limit_is_refused_by_the_caller(qbridge_co
     with pytest.raises(PayloadError, match="limit"):
         task.delay("x" * limit)
     assert task.delay("x" * (limit // 2)).get(timeout=20) == limit // 2
+
+
+@pytest.mark.parametrize("headers", [{"x": "a" * 61_000}, {str(number): 1 for number in range(190)}])
+def test_headers_that_a_worker_refuses_are_refused_by_the_caller(
+    qbridge_contract: Contract, headers: dict[str, Any]
+) -> None:
+    """Nothing is sent, alone or with others; the caller would wait for a dead letter."""
+    task = qbridge_contract.tasks.size_of
+    with pytest.raises(PayloadError, match="limit"):
+        task.using(headers=headers)
+    celerys = qbridge_contract.bridge.celery.tasks[task.name]
+    with pytest.raises(PayloadError, match="limit"):
+        celerys.apply_async(("x",), headers=headers)
+    with pytest.raises(PayloadError, match="limit"):
+        qbridge_contract.bridge.send(task.name, ("x",), headers=headers)
+
+
+def largest(send: Callable[[int], Any], low: int, high: int) -> Any:
+    """What sending as much as can be sent returns."""
+    result = None
+    while low <= high:
+        size = (low + high) // 2
+        try:
+            low, result = size + 1, send(size)
+        except PayloadError:
+            high = size - 1
+    return result
+
+
+def test_the_most_that_is_sent_in_headers_is_taken(qbridge_contract: Contract) -> None:
+    """To the last octet, to the last header, and after a delay, in which brokers add headers of their own."""
+    who = qbridge_contract.tasks.who
+    many = largest(lambda size: who.using(headers={f"a{number}": 1 for number in range(size)}).delay(), 140, 180)
+    assert 140 <= len(many.get(timeout=20)["headers"])
+    long = largest(lambda size: who.using(headers={"x": "é" * size}).delay(), 21_000, 22_500)
+    size = len(long.get(timeout=20)["headers"]["x"])
+    assert size >= 21_000
+    wide = {chr(0x4E00): "é" * (size - 30)}  # room for an eta
+    assert wide == who.using(headers=wide, countdown=2.5).delay().get(timeout=20)["headers"]
+    [sent] = who.using(headers=wide).send_many([()])
+    assert wide == sent.get(timeout=20)["headers"]
+    for wrong in ({"x": "é" * (size + 1)}, {"x": "é" * (size + 1), "y": []}):
+        with pytest.raises(PayloadError, match="limit"):
+            who.using(headers=wrong).send_many([()])
+
+
+def test_an_argument_with_more_levels_than_a_worker_reads_is_refused_by_the_caller(qbridge_contract: Contract) -> None:
+    """The last level that is sent is read."""
+
+    def deep(levels: int) -> dict[str, Any]:
+        value: Any = 1
+        for _ in range(levels):
+            value = [value]
+        return {"deep": value}
+
+    task = qbridge_contract.tasks.typed_values
+    last = largest(lambda levels: (levels, task.delay(deep(levels))), 150, 250)
+    assert last[1].get(timeout=20)["got"] == deep(last[0])
+    with pytest.raises(PayloadError, match="levels"):
+        task.delay(deep(last[0] + 1))
 
 
 def test_a_result_above_the_payload_limit_fails_the_task(qbridge_contract: Contract) -> None:
