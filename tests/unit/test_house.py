@@ -102,7 +102,8 @@ def test_every_public_name_has_a_line_in_the_typing_test(name: str) -> None:
 
 
 INNER = {
-    "Bridge": {"asend_call", "check_options", "check_queue", "queue_of", "send_all", "send_call"},  # what a Task asks of its bridge
+    # what a Task asks of its bridge
+    "Bridge": {"asend_call", "check_options", "check_queue", "queue_of", "send_all", "send_call"},
     "Task": {"bind_to", "definition"},  # what a bridge asks of its tasks
     "Retry": {"asked_wait", "bounded", "covers", "longest", "next_wait", "wait"},  # what a worker asks of the policy
     "BridgeConfig": {
