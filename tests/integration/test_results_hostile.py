@@ -129,12 +129,12 @@ def test_a_message_that_goes_back_for_its_outcomes_sake_rests_first(on_redis: Co
         client.config_set("maxmemory", "1")
         try:
             result = on_redis.tasks.note.using(queue="fragile").delay(str(path), "w")
-            wait_until(lambda: len(runs(path)) > 2, TIMEOUT, what="three runs")
+            wait_until(lambda: len(runs(path)) > 1, 10, what="two runs")  # no claim keeps the second from running
         finally:
             client.config_set("maxmemory", "0")
-        assert result.get(timeout=TIMEOUT) == "w"
+        assert result.get(timeout=30) == "w"
     began = [when for _, when, _ in runs(path)]
-    assert all(later - earlier > 0.45 for earlier, later in pairwise(began))
+    assert all(later - earlier > 0.9 for earlier, later in pairwise(began))
 
 
 # -- rows that cannot be read

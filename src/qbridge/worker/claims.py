@@ -23,6 +23,7 @@ from celery.utils.log import get_logger
 from celery.worker import state
 
 from qbridge.backends.claims import ANYBODY, Claim, Wanted, claim_store
+from qbridge.dead_letters.letter import HEADER_UNSTORED_SINCE
 from qbridge.standing import AGAIN, HEADER_ONCE, HOLDER, TOKEN, WAITED, comes_again
 from qbridge.worker.resending import put_off
 from qbridge.worker.running import AdoptingRequest
@@ -109,7 +110,9 @@ class Claims:
             again: called with it, in the worker's loop, when it may run.
         """
         info, headers = message.delivery_info, message.headers or {}
-        if TOKEN in info or not (AGAIN in headers or (self._needed and comes_again(info, headers))):
+        # what goes around for want of its results has no run beside it, unless its broker may have delivered it twice
+        sent_again = AGAIN in headers and HEADER_UNSTORED_SINCE not in headers
+        if TOKEN in info or not (sent_again or (self._needed and comes_again(info, headers))):
             return False
         task = self._app.tasks.get(headers.get("task"))
         if not getattr(task, "acks_late", False) or getattr(task, "definition", None) is None:
