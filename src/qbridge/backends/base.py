@@ -24,6 +24,7 @@ __all__ = [
     "HEADER_NOT_BEFORE",
     "HEADER_UNREADABLE",
     "LATEST",
+    "REDIS_KEYS",
     "TAKEN_FROM",
     "Broker",
     "BrokerCapabilities",
@@ -48,6 +49,8 @@ header then. On Redis, where it keeps all others, a JSON list with the names of 
 """
 LATEST = 253_402_387_199.0
 """Seconds since 1970 after which no time is one: the end of the year 9999, in the zone where it is latest."""
+REDIS_KEYS = ("qbridge.", "_kombu.binding.", "celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
+"""What the names of keys in Redis begin with that are no queues: the transport's own, and results."""
 TAKEN_FROM = "qbridge_queue"
 """In the ``delivery_info`` of a received message: the queue it was in, which a routing key does not tell."""
 

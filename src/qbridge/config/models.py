@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from qbridge.backends.base import REDIS_KEYS
 from qbridge.config.faults import ConfigModel
 from qbridge.exceptions import ConfigurationError
 from qbridge.serialization.keys import Key, read_key, refuse_duplicates
@@ -26,8 +27,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DELAY_QUEUE = re.compile(r"celery_delayed_\d+")
 #: AMQP names are short strings.
 _LIMIT = 255
-# A queue is a key in Redis, among those of the transport and of results.
-_KEYS = ("qbridge.", "_kombu.binding.", "celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
+# Keys in Redis, where a queue is one too, of what is not acknowledged.
 _UNACKNOWLEDGED = ("unacked", "unacked_index", "unacked_mutex")
 
 
@@ -54,7 +54,7 @@ def check_queue_name(name: str, *, declare: bool = True) -> str:
         )
     if name.startswith("amq."):
         raise ConfigurationError(f"the queue name {name!r} starts with 'amq.', reserved by RabbitMQ", "write another")
-    if name.startswith(_KEYS) or name in _UNACKNOWLEDGED:
+    if name.startswith(REDIS_KEYS) or name in _UNACKNOWLEDGED:
         raise ConfigurationError(f"the queue name {name!r} is that of a key in Redis that is no queue", "write another")
     if _DELAY_QUEUE.fullmatch(name):
         raise ConfigurationError(f"the queue name {name!r} belongs to RabbitMQ's delayed delivery", "write another")

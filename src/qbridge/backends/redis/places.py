@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from qbridge.backends.base import REDIS_KEYS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["NoQueue", "Places"]
-
-_NO_QUEUES = ("qbridge.", "_kombu.binding.", "celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
-"""What the names of keys begin with that are the transport's own, or results."""
 
 
 class NoQueue(ValueError):
@@ -40,7 +39,7 @@ class Places:
             NoQueue: if it is one.
         """
         own = (self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
-        if queue.startswith(_NO_QUEUES) or queue in own:
+        if queue.startswith(REDIS_KEYS) or queue in own:
             raise NoQueue(f"{queue!r} is no queue: its key has another meaning in Redis. Give a queue another name.")
 
     def _wake_key(self: Any, queue: str) -> str:
