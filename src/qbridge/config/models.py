@@ -80,7 +80,7 @@ class QueueConfig(ConfigModel):
     """
 
     name: str
-    """Name of the queue on the broker."""
+    """Name of the queue on the broker; none that a broker uses itself, such as `amq.…`, `qbridge.…` or `unacked`."""
     type: QueueType | None = None
     """RabbitMQ only: `quorum` or `classic`; unset: the broker's `queue_type`, or `classic` if it has `max_priority`."""
     declare: bool = True
