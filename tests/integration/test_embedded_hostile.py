@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import kombu
 import pytest
 
-from qbridge import DeadLetter
+from qbridge import BrokerUnavailable, DeadLetter
 from qbridge.testing.contract_app.tasks import runs
 from qbridge.testing.contracts.kit import Contract, WorkerProcess
 from qbridge.testing.waiting import wait_until
@@ -272,3 +274,83 @@ def test_foreign_dead_letters_are_listed_and_can_be_sent_or_discarded(file: Plac
     assert len(dead_letters.discard(queue="fragile", limit=3)) == 3
     assert len(dead_letters.replay(queue="fragile")) == len(FOREIGN) - 3
     assert file.contract.depth("fragile") == len(FOREIGN) - 3
+
+
+def row_with(number: int) -> str:
+    return f"INSERT INTO message (id, queue, priority, envelope, body) VALUES ({number}, 'idle', 5, '{{}}', '')"
+
+
+NUMBERS = {
+    "the largest": [row_with(2**63 - 1)],
+    "the last but one": [row_with(2**63 - 2)],
+    "a row that is gone": [row_with(2**63 - 1), "DELETE FROM message WHERE queue = 'idle'"],
+    "the count itself": ["UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'message'"],
+    "many": [row_with(number) for number in (2**61, 2**61 + 1, 2**62 - 1, 2**62, 2**63 - 2, 2**63 - 1)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_are_used_up_stop_no_sender(place: Place, name: str) -> None:
+    """All that is sent arrives and runs, and what was there is there still, under numbers that lead on."""
+    with place.sql() as sql:
+        for statement in NUMBERS[name]:
+            sql.execute(statement)
+        there = sql.execute("SELECT count(*) FROM message WHERE queue = 'idle'").fetchone()
+    for _ in range(3):
+        place.must_be_well()
+    with place.sql() as sql:
+        assert there == sql.execute("SELECT count(*) FROM message WHERE queue = 'idle'").fetchone()
+        (last,) = sql.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'message'").fetchone()
+        (most,) = sql.execute("SELECT coalesce(max(id), 0) FROM message").fetchone()
+        sql.execute("DELETE FROM message WHERE queue = 'idle'")
+    assert max(last, most) < 2**61 + 1000
+
+
+def test_numbers_that_are_used_up_keep_no_dead_letter_from_being_sent_again(file: Place) -> None:
+    """It is in one queue or the other."""
+    file.insert(envelope(), queue="fragile.dead")
+    with file.sql() as sql:
+        sql.execute("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'message'")
+    assert len(file.contract.bridge.dead_letters.replay(queue="fragile")) == 1
+    assert file.contract.depth("fragile") == 1
+    assert file.letters() == []
+
+
+def test_exchanges_of_types_that_there_are_not_keep_no_worker_from_starting(file: Place) -> None:
+    """They get the type that is declared."""
+    odd = {"celery.pidbox": "nonsense", "reply.celery.pidbox": b"\xff", "celeryev": 5}
+    with file.sql() as sql:
+        sql.executemany("INSERT INTO exchange VALUES (?, CAST(? AS TEXT))", odd.items())
+    with file.contract.worker_of("fragile", pool="solo") as worker:
+        Place(file.contract, worker).must_be_well()
+    with file.sql() as sql:
+        types = sql.execute("SELECT type FROM exchange WHERE name = 'celery.pidbox'").fetchall()
+    assert types == [("fanout",)]
+
+
+def test_a_trigger_holds_no_sender_beyond_its_bound(file: Place) -> None:
+    """Where Python can turn triggers off (3.12), it holds nobody."""
+    bridge = file.contract.another_bridge(broker={"publish_timeout": 1.0})
+    jot = file.contract.declare_on(bridge).jot.using(queue="fragile")
+    jot.delay("x")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000000) SELECT i FROM n"
+    with file.sql() as sql:
+        sql.execute(f"CREATE TRIGGER t BEFORE INSERT ON message BEGIN SELECT count(*) FROM ({endless}); END")
+    began = time.monotonic()
+    if sys.version_info >= (3, 12):
+        jot.delay("x")
+    else:
+        with pytest.raises(BrokerUnavailable, match="triggers"):
+            jot.delay("x")
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_purge_takes_more_messages_than_one_step(file: Place) -> None:
+    """Delayed and ready ones."""
+    with file.sql() as sql:
+        sql.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 45000)"
+            " INSERT INTO message (queue, priority, envelope, body) SELECT 'fragile', 5, '{}', '' FROM n"
+        )
+    with file.contract.bridge.celery.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge("fragile") == 45_000

@@ -8,11 +8,11 @@ call, not the connection, so a worker's own connections are untouched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["bounded", "deadline", "remaining"]
+__all__ = ["bounded", "deadline", "passed", "remaining"]
 
 _deadline: ContextVar[float | None] = ContextVar("qbridge_deadline", default=None)
 
@@ -47,3 +47,12 @@ def bounded(timeout: float | None) -> float | None:
     if left <= 0:
         raise TimeoutError("the time for this call is used up")
     return left if timeout is None else min(timeout, left)
+
+
+def passed(end: float) -> Callable[[], bool]:
+    """Return what tells SQLite, as its progress handler, whether a moment of the monotonic clock has passed.
+
+    It is made of nothing that is written in Python: there the handler of a signal would run, and what that raises, a
+    time limit for example, SQLite would take for a yes.
+    """
+    return map(end.__lt__, iter(time.monotonic, None)).__next__

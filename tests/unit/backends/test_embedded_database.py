@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -269,3 +270,44 @@ def test_no_connection_crosses_a_fork(database: Database, path: Path) -> None:
     thread.join()
     assert len(exchanges(database)) == written + 5
     assert database.read("PRAGMA integrity_check") == [("ok",)]
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000000) SELECT count(*) FROM n"
+
+
+def test_a_step_that_takes_too_long_is_an_error_within_the_bound(database: Database) -> None:
+    """Whatever somebody has put into the file; a write is undone, and the next steps work."""
+    began = time.monotonic()
+    with deadline(0.3), pytest.raises(FileUnavailable, match="took too long"):
+        database.read(ENDLESS)
+
+    def write() -> None:
+        with deadline(0.3), database.write() as sql:
+            sql.execute("INSERT INTO exchange VALUES ('a', 'direct')")
+            sql.execute(ENDLESS)
+
+    with pytest.raises(FileUnavailable, match="took too long"):
+        write()
+    assert time.monotonic() - began < 3
+    assert exchanges(database) == []
+
+
+def test_a_signal_in_a_long_step_comes_through(database: Database) -> None:
+    """What its handler raises is what the caller gets, not that SQLite was interrupted."""
+
+    class Struck(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise Struck
+
+    # some million steps of SQLite's machine, in which it looks at the clock many times
+    short = ENDLESS.replace("1000000000", "3000000")
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Struck):
+            database.read(short)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

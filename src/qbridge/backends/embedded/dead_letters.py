@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from kombu.utils import json as kombu_json
 
 from qbridge.backends.embedded import envelope as envelopes
 from qbridge.backends.embedded import presence
+from qbridge.backends.embedded.numbers import check_number, with_numbers
 from qbridge.backends.kept import Kept
 
 __all__ = ["open_queue"]
@@ -57,6 +59,10 @@ class _Queue:
 
     def send(self, kept: Kept, queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
         """Move a message to the end of another queue, in one step."""
+        send = functools.partial(self._send, kept, queue, headers, properties)
+        return with_numbers(self._store.database, send)
+
+    def _send(self, kept: Kept, queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
         number = _priority(properties.get("priority"))
         with self._store.database.write(durable=True) as sql:
             rows = sql.execute(
@@ -70,11 +76,12 @@ class _Queue:
                 (queue, time.time()),
             )
             # a new row: its deliveries and losses begin anew, and it is the last of its queue
-            sql.execute(
+            added = sql.execute(
                 "INSERT INTO message (queue, priority, envelope, body) SELECT ?, ?, ?, body FROM message WHERE id = ?",
                 (queue, number, envelope, kept.place),
-            )
+            ).lastrowid
             sql.execute("DELETE FROM message WHERE id = ?", (kept.place,))
+            check_number(sql, added)
             parties = {row[0] for row in sql.execute("SELECT party FROM consumer WHERE queue = ?", (queue,))}
         presence.wake(self._store.folder, parties)
         return True

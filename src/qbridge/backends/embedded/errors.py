@@ -13,11 +13,15 @@ from pathlib import Path
 
 from kombu.exceptions import OperationalError
 
-__all__ = ["FileReplaced", "FileUnavailable", "is_busy", "translate"]
+__all__ = ["FileFull", "FileReplaced", "FileUnavailable", "is_busy", "translate"]
 
 
 class FileUnavailable(OperationalError):
     """The file cannot be opened, read or written now: locked for too long, disk full, no permission, damaged."""
+
+
+class FileFull(FileUnavailable):
+    """There is no room: on the disk, or no number left for another message."""
 
 
 class FileReplaced(FileUnavailable):
@@ -30,6 +34,7 @@ _WHAT_TO_DO = {
     sqlite3.SQLITE_CANTOPEN: "Create the folder, or give this user write permission on it",
     sqlite3.SQLITE_PERM: "Give this user write permission on the file and on its folder",
     sqlite3.SQLITE_CORRUPT: "The file is damaged: stop all workers, move it away, restore a copy if there is one",
+    sqlite3.SQLITE_INTERRUPT: "It took too long: look for triggers and views in it, which no qbridge makes",
     sqlite3.SQLITE_NOTADB: "Another program made this file: name another path",
 }
 
@@ -44,4 +49,5 @@ def translate(error: sqlite3.Error, path: Path) -> FileUnavailable:
     """Say what ``error`` means for the broker's file at ``path``, and what to do about it."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     todo = _WHAT_TO_DO.get(code, "Look at the cause")
-    return FileUnavailable(f"The embedded broker's file {path} cannot be used: {error}. {todo}")
+    kind = FileFull if code == sqlite3.SQLITE_FULL else FileUnavailable
+    return kind(f"The embedded broker's file {path} cannot be used: {error}. {todo}")

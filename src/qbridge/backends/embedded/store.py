@@ -20,8 +20,9 @@ from qbridge.backends.base import LATEST
 from qbridge.backends.embedded import presence
 from qbridge.backends.embedded.database import Database
 from qbridge.backends.embedded.errors import FileReplaced
+from qbridge.backends.embedded.numbers import check_number, with_numbers
 from qbridge.backends.embedded.routing import ExchangeMissing, matches
-from qbridge.backends.embedded.topology import Topology, drop_queue, drop_queues
+from qbridge.backends.embedded.topology import PORTION, Topology, drop_queue, drop_queues
 
 __all__ = ["Claim", "Outgoing", "Store", "say_missing"]
 
@@ -84,6 +85,9 @@ class Store(Topology):
             ExchangeMissing: if a message names an exchange that was never declared; nothing is stored then.
             FileUnavailable: if the file is not had within ``timeout`` seconds; nothing is stored then.
         """
+        return with_numbers(self.database, lambda: self._publish(messages, timeout))
+
+    def _publish(self, messages: Sequence[Outgoing], timeout: float | None) -> list[int]:
         routed: list[int] = []
         touched: set[str] = set()
         known: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
@@ -100,11 +104,8 @@ class Store(Topology):
                     ttls = [ttl for ttl in (message.ttl, queue_ttl) if ttl is not None]
                     expires_at = now + min(ttls) if ttls else None
                     due = None if message.not_before is None or message.not_before <= now else message.not_before
-                    sql.execute(
-                        "INSERT INTO message (queue, priority, expires_at, envelope, body, not_before)"
-                        " VALUES (?, ?, ?, ?, ?, ?)",
-                        (queue, message.priority, expires_at, message.envelope, message.body, due),
-                    )
+                    row = queue, message.priority, expires_at, message.envelope, message.body, due
+                    check_number(sql, sql.execute(_INSERT, row).lastrowid)
                     if due is None or earliest is None or due < earliest:
                         touched.add(queue)  # the consumers have something to take, or must wake up earlier
                 routed.append(len(known[address]))
@@ -263,7 +264,7 @@ class Store(Topology):
         now = time.time()
         if self.database.read("SELECT 1 FROM message WHERE expires_at <= ? AND party IS NULL LIMIT 1", (now,)):
             with self.database.write(timeout) as sql:
-                sql.execute("DELETE FROM message WHERE expires_at <= ? AND party IS NULL", (now,))
+                sql.execute(_EXPIRE, (now, PORTION))  # more than that at the next sweep
         if self.database.read(f"{_EXPIRED} LIMIT 1", (now,)):
             with self.database.write(timeout) as sql:
                 drop_queues(sql, _EXPIRED, now)
@@ -286,6 +287,7 @@ class Store(Topology):
         return [row[0] for row in self.database.read("SELECT id FROM party")]
 
 
+_INSERT = "INSERT INTO message (queue, priority, expires_at, envelope, body, not_before) VALUES (?, ?, ?, ?, ?, ?)"
 _NEXT = (
     "SELECT id FROM message WHERE queue = ? AND party IS NULL AND not_before IS NULL"
     " AND (expires_at IS NULL OR expires_at > ?)"
@@ -317,6 +319,7 @@ _FREE = (
     "UPDATE message SET party = NULL, losses = losses + 1"
     " WHERE party IS NOT NULL AND party NOT IN (SELECT id FROM party) RETURNING queue"
 )
+_EXPIRE = "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE expires_at <= ? AND party IS NULL LIMIT ?)"
 _EXPIRED = (
     "SELECT name FROM queue WHERE used_at + expires <= ?"
     " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.queue = queue.name)"

@@ -6,8 +6,12 @@ import sqlite3
 import time
 
 from qbridge.backends.embedded.database import Database
+from qbridge.backends.embedded.routing import EXCHANGE_TYPES
 
-__all__ = ["Topology", "drop_queue", "drop_queues"]
+__all__ = ["PORTION", "Topology", "drop_queue", "drop_queues"]
+
+PORTION = 20_000
+"""Messages that one transaction deletes at most, where it may: senders and consumers wait for it, about 50 ms."""
 
 
 class Topology:
@@ -18,9 +22,9 @@ class Topology:
     def declare_exchange(self, name: str, kind: str) -> str:
         """Make the exchange unless it exists; return the type that it has."""
         found = self.exchange_type(name)
-        if found is None:
+        if found not in EXCHANGE_TYPES:  # missing, or something that no qbridge has written
             with self.database.write() as sql:
-                sql.execute("INSERT OR IGNORE INTO exchange VALUES (?, ?)", (name, kind))
+                sql.execute(_EXCHANGE, (name, kind))
             found = self.exchange_type(name)
         return found or kind
 
@@ -96,9 +100,13 @@ class Topology:
         return count
 
     def purge(self, queue: str) -> int:
-        """Delete the ready and the delayed messages of the queue; return how many there were."""
-        with self.database.write() as sql:
-            return sql.execute("DELETE FROM message WHERE queue = ? AND party IS NULL", (queue,)).rowcount
+        """Delete the ready and the delayed messages of the queue, in portions; return how many there were."""
+        count, deleted = 0, PORTION
+        while deleted == PORTION:
+            with self.database.write() as sql:
+                deleted = sql.execute(_PURGE, (queue, PORTION)).rowcount
+            count += deleted
+        return count
 
     def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
         """Delete the queue with its bindings and messages; return how many were ready or delayed."""
@@ -110,6 +118,13 @@ class Topology:
             if not (if_empty and ready) and not (if_unused and used):
                 drop_queue(sql, queue)
             return ready
+
+
+_EXCHANGE = (
+    "INSERT INTO exchange VALUES (?, ?) ON CONFLICT DO UPDATE SET type = excluded.type"
+    " WHERE type NOT IN ('direct', 'topic', 'fanout')"
+)
+_PURGE = "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE queue = ? AND party IS NULL LIMIT ?)"
 
 
 def drop_queue(sql: sqlite3.Connection, queue: str) -> None:
