@@ -34,12 +34,14 @@ from sqlalchemy.exc import (
 from sqlalchemy.orm import Session
 
 from qbridge.backends.database.claim_store import DatabaseClaims
+from qbridge.backends.database.damage import is_rows_fault
 from qbridge.backends.database.engine import PooledEngine
 from qbridge.backends.database.fitting import shortened, storable
+from qbridge.backends.database.numbers import put, with_number
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import Layout, ResultTables, missing_tables
 from qbridge.backends.storing import KeepsOutcomes, ValueRefused
-from qbridge.exceptions import ConfigurationError, PayloadError, QBridgeError
+from qbridge.exceptions import ConfigurationError, PayloadError
 from qbridge.serialization.results import TypedResultMixin, has_types, revive
 
 __all__ = ["DatabaseBackend"]
@@ -54,8 +56,6 @@ _TRACEBACK = 1_000_000
 _LENGTHS = (None, 8_192, 2_048, 256)
 """Characters of an error's text and bytes of its traceback that are tried in turn, until both have room."""
 _CREATE_ATTEMPTS = 6
-_UNREADABLE = (DataError, ValueError, TypeError, ArithmeticError)
-"""What reading a row raises if a driver or SQLAlchemy cannot make a value of a column: ``infinity``, half a date."""
 _REFUSED = ((1366,), (1406,), (3854,), (3988,))
 """MySQL's numbers for texts that do not fit a column or its character set: drivers call some of them operational."""
 
@@ -233,23 +233,27 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
             row = self._fitting_row(layout, task_id, result, state, traceback, request)
             values = {f"new_{name}": row.get(name) for name in layout.columns}
             if layout.upsert is not None:
-                session.execute(layout.upsert, values)
+                put(session, layout.upsert, values)
             else:
                 self._update_or_insert(session, layout, values)
             session.commit()
 
     def _update_or_insert(self, session: Session, layout: Layout, values: dict[str, Any]) -> None:
         # For databases without an upsert: each statement is atomic, and a SUCCESS is never written over.
-        for _ in range(2):
+        insert = layout.insert, values
+        for left in (2, 1, 0):
             if cast("Any", session.execute(layout.update, values)).rowcount:
                 return
             task = self.tables.task
             if session.execute(sa.select(task.c.id).where(task.c.task_id == values["new_task_id"])).first():
                 return
             try:
-                session.execute(layout.insert, values)
+                session.execute(*insert)
             except IntegrityError:
-                session.rollback()  # another worker was faster
+                if not left:
+                    raise
+                session.rollback()  # another worker was faster, or some row has the number that this one would get
+                insert = with_number(layout.insert, values)
             else:
                 return
 
@@ -314,7 +318,7 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
             try:
                 row = found.first()
             except Exception as exc:
-                if _is_rows_fault(exc):
+                if is_rows_fault(exc):
                     raise _unreadable(task_id, exc) from exc
                 raise
         if row is None:
@@ -347,7 +351,7 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         try:
             rows = self._once_more(self._read_many, ids, ready_only)
         except Exception as exc:
-            if not _is_rows_fault(exc):
+            if not is_rows_fault(exc):
                 raise
             if len(ids) == 1:
                 yield ids[0], _unreadable(ids[0], exc)
@@ -447,9 +451,8 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
         group = self.tables.group
         with self._session() as (session, layout):
             if layout.upsert_group is not None:
-                session.execute(
-                    layout.upsert_group, {"new_taskset_id": group_id, "new_result": value, "new_date_done": _utc_now()}
-                )
+                row = {"new_taskset_id": group_id, "new_result": value, "new_date_done": _utc_now()}
+                put(session, layout.upsert_group, row)
             else:
                 session.execute(sa.delete(group).where(group.c.taskset_id == group_id))
                 row = {"taskset_id": group_id, "result": value, "date_done": _utc_now()}
@@ -497,13 +500,6 @@ class DatabaseBackend(KeepsOutcomes, TypedResultMixin, CeleryDatabaseBackend):
                 if len(ids) < 1000:
                     break
         self._claims.clean()
-
-
-def _is_rows_fault(error: Exception) -> bool:
-    """Tell whether a row cannot be read, for good, while others can."""
-    if isinstance(error, DBAPIError) and "Could not decode" in str(error.orig):
-        return True  # SQLite's driver calls text that is no UTF-8 operational
-    return isinstance(error, _UNREADABLE) and not isinstance(error, QBridgeError)
 
 
 def _unreadable(task_id: str, cause: Exception) -> PayloadError:

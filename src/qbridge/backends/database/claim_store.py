@@ -8,14 +8,18 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import sqlalchemy as sa
+from celery.utils.log import get_logger
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from qbridge.backends.claims import ANYBODY, REVOKED_FOR, Claim, Kind, Wanted
+from qbridge.backends.database.damage import is_rows_fault
 from qbridge.backends.database.quiet import inside_sqlite
 from qbridge.backends.database.tables import ID, statements_for
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["DatabaseClaims", "claim_table"]
+
+logger = get_logger(__name__)
 
 _REVOKED = "revoked"
 _CREATE_ATTEMPTS = 6
@@ -57,7 +61,24 @@ class DatabaseClaims:
 
     def take(self, kind: Kind, wanted: Sequence[Wanted]) -> list[Claim]:
         """Claim what is free, and extend what the holder has."""
-        return cast("list[Claim]", self._do(lambda connection: [self._take(connection, kind, one) for one in wanted]))
+        return cast(
+            "list[Claim]", self._do(lambda connection: [self._take_one(connection, kind, one) for one in wanted])
+        )
+
+    def _take_one(self, connection: sa.Connection, kind: Kind, wanted: Wanted) -> Claim:
+        try:
+            claim = self._take(connection, kind, wanted)
+        except Exception as error:
+            if not is_rows_fault(error):
+                raise
+            connection.rollback()
+            # Others must not lose theirs over one that somebody has damaged: it is nobody's, and begins anew.
+            logger.warning("The claim on %s cannot be read (%s) and is made anew", wanted.key, type(error).__name__)
+            table = self.table.c
+            connection.execute(sa.delete(self.table).where(table.kind == kind, table.key == wanted.key))
+            claim = self._take(connection, kind, wanted)
+        connection.commit()  # each stands for itself
+        return claim
 
     def _take(self, connection: sa.Connection, kind: Kind, wanted: Wanted) -> Claim:
         for _ in range(3):
@@ -128,7 +149,9 @@ class DatabaseClaims:
 
     def is_revoked(self, task_id: str) -> bool:
         """Whether a task is revoked."""
-        return self._do(lambda connection: self._found(connection, _REVOKED, task_id)) is not None
+        table = self.table.c
+        query = sa.select(sa.literal(1)).where(table.kind == _REVOKED, table.key == task_id)
+        return self._do(lambda connection: connection.execute(query).first()) is not None
 
     def revoked_since(self, moment: int) -> tuple[list[str], int]:
         """Return what was revoked since a moment, and the next moment."""

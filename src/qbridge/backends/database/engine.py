@@ -6,6 +6,7 @@ tables when it is first used. Nothing of it runs here.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sqlite3
@@ -23,10 +24,14 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from qbridge.backends.database.quiet import before_quiet_fork
+from qbridge.backends.deadline import passed
 from qbridge.backends.forking import begin_anew_after_fork
 from qbridge.exceptions import ConfigurationError
 
 __all__ = ["Guard", "PooledEngine"]
+
+_STEPS = 20_000
+"""Of SQLite's machine between two looks at the clock: some milliseconds."""
 
 
 class Guard:
@@ -165,6 +170,10 @@ class PooledEngine:
         with suppress(TypeError):  # a driver in C may not let its connections be referred to weakly
             self._connections.add(connection)
 
+    def _bound_sqlite(self, connection: Any, *_: Any) -> None:
+        # The driver's own timeout is for locks only; somebody else's trigger or view may take any time.
+        connection.set_progress_handler(passed(time.monotonic() + self._operation_timeout), _STEPS)
+
     def get(self) -> Engine:
         """The engine; made at first use in this process."""
         engine = self._engine
@@ -196,6 +205,8 @@ class PooledEngine:
         if url.get_backend_name() == "sqlite":
             _make_folder(url)
             event.listen(engine, "connect", _prepare_sqlite)
+            if url.get_driver_name() == "pysqlite":
+                event.listen(engine, "checkout", self._bound_sqlite)
             _sqlite_engines.add(engine)
         else:
             event.listen(engine, "connect", self._opened)
@@ -245,6 +256,8 @@ class PooledEngine:
 
 
 def _prepare_sqlite(connection: Any, *_: Any) -> None:
+    # A text that is no UTF-8 must not keep whoever reads it from the others.
+    connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     cursor = connection.cursor()
     # Readers do not wait for writers. A folder that cannot hold the log (read-only, network) does without.
     with suppress(sqlite3.OperationalError):

@@ -34,6 +34,9 @@ _ROOM: dict[type, int] = {
     mysql.MEDIUMTEXT: 16_777_215,
 }  # fmt: skip
 
+_TOO_LARGE = sa.literal_column(str(2**64 - 1), sa.BigInteger)
+"""The largest number of MySQL: a sum with it is error 1690."""
+
 _INTEGER = sa.Integer().with_variant(sa.BigInteger, "mssql")
 
 
@@ -252,7 +255,11 @@ def _upsert(dialect: str, table: sa.Table, target: Any, key: str, written: list[
             new = {name: sa.case((done, table.c[name]), else_=value) for name, value in new.items()}
             # Assignments happen in order and see the earlier ones: the status decides for all, so it comes last.
             new["status"] = new.pop("status")
-        return insert.on_duplicate_key_update(list(new.items()))
+        # "Duplicate" may be the number, if that of another row was given out: an error then, or its result were ours.
+        whose = sa.case(
+            (table.c[key] == insert.inserted[key], table.c[key]), else_=_TOO_LARGE + sa.func.abs(table.c.id)
+        )
+        return insert.on_duplicate_key_update([(key, whose), *new.items()])
     return None
 
 

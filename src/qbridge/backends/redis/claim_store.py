@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from qbridge.backends.claims import REVOKED_FOR, Claim, Kind, Wanted
 from qbridge.backends.redis.scripts import Script
@@ -17,11 +17,26 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 """
 
-TAKE = Script(
+# Somebody else may have put anything there, which must not keep who asks for others from theirs.
+_ROW = (
     _NOW
     + """
-local row = redis.call('HMGET', KEYS[1], 'holder', 'token', 'since', 'until', 'note')
-local holder, token, since, ends = row[1], tonumber(row[2] or 0), tonumber(row[3] or 0), tonumber(row[4] or 0)
+local row = redis.pcall('HMGET', KEYS[1], 'holder', 'token', 'since', 'until', 'note')
+local foreign = row.err and string.find(row.err, 'WRONGTYPE', 1, true)
+if foreign then row = {} elseif row.err then return row end
+local function number(text)
+    local value = tonumber(text)
+    if value and value > -2^53 and value < 2^53 then return value end
+    return 0
+end
+local holder, token, since, ends = row[1], number(row[2]), number(row[3]), number(row[4])
+"""
+)
+
+TAKE = Script(
+    _ROW
+    + """
+if foreign then redis.call('DEL', KEYS[1]) end
 local note = row[5] or ''
 local wanted, lease = ARGV[1], tonumber(ARGV[2])
 local mine = holder == wanted
@@ -39,11 +54,10 @@ return {holder, token, now - since, ends - now, note}
 """Key: of the claim. Args: holder, lease in ms, note, running in ms, over, ms to keep it. Answers: the claim."""
 
 LOOK = Script(
-    _NOW
+    _ROW
     + """
-local row = redis.call('HMGET', KEYS[1], 'holder', 'token', 'since', 'until', 'note')
-if not row[1] then return false end
-return {row[1], tonumber(row[2]), now - tonumber(row[3]), tonumber(row[4]) - now, row[5]}
+if not holder then return false end
+return {holder, token, now - since, ends - now, row[5] or ''}
 """
 )
 """Key: of the claim. Answers: the claim, or nothing."""
@@ -56,7 +70,8 @@ if redis.call('HGET', KEYS[1], 'holder') == ARGV[1] then redis.call('HSET', KEYS
 REVOKE = Script(
     _NOW
     + """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
+local old = redis.pcall('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
+if type(old) == 'table' and old.err and string.find(old.err, 'WRONGTYPE', 1, true) then redis.call('DEL', KEYS[1]) end
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
@@ -66,7 +81,12 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 REVOKED_SINCE = Script(
     _NOW
     + """
-return {now, redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf')}
+local ids = redis.pcall('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf')
+if ids.err then
+    if not string.find(ids.err, 'WRONGTYPE', 1, true) then return ids end
+    ids = {}  -- somebody else's: nothing is known, until the next revocation
+end
+return {now, ids}
 """
 )
 """Key: revoked. Args: moment in ms. Answers: now, ids."""
@@ -122,12 +142,17 @@ class RedisClaims:
 
     def is_revoked(self, task_id: str) -> bool:
         """Whether a task is revoked."""
-        return self._client.zscore(self._revoked, task_id) is not None
+        try:
+            return self._client.zscore(self._revoked, task_id) is not None
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):  # somebody else's
+                return False
+            raise
 
     def revoked_since(self, moment: int) -> tuple[list[str], int]:
         """Return what was revoked since a moment, and the next moment."""
         now, ids = REVOKED_SINCE.run(self._client, [self._revoked], [moment])
-        return [_text(each) for each in ids], int(now)
+        return [_text(each) for each in ids if _is_text(each)], int(now)  # the others are no ids
 
     @property
     def _client(self) -> Any:
@@ -146,7 +171,11 @@ def _ms(seconds: float) -> int:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _is_text(value: Any) -> bool:
+    return _text(value).encode() == value or isinstance(value, str)
 
 
 def _claim(answer: Any) -> Claim:
