@@ -79,7 +79,9 @@ class SendOptions(TypedDict, total=False):
     task_id: str
     """1 to 155 characters, no control characters; default: a new UUID."""
     headers: Mapping[str, Any]
-    """JSON values; ``TaskContext.headers`` shows them. Names that begin with ``qbridge_`` are refused."""
+    """JSON values; ``TaskContext.headers`` shows them. Refused are names of Celery's protocol, those that begin with
+    ``qbridge_``, and those that brokers write themselves (``x-death``, ``x-opt-...``, ``redelivered``); and more than
+    180 headers or 45,000 octets of them."""
     idempotency_key: str
     """The second send of a task with the same key sends nothing, and returns the handle of the first."""
     deadline: datetime | timedelta

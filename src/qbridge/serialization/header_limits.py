@@ -51,11 +51,16 @@ def header_fault(headers: Mapping[str, Any], most: int = MAX_HEADERS, octets: in
     if len(headers) > most:
         return f"it has {len(headers):,} headers, the limit is {most}"
     # counted in characters at first: nearly all headers are small
-    whole = _FIELD * len(headers) + sum(map(len, map(str, headers)))
+    try:
+        whole = _FIELD * len(headers) + len("".join(headers))
+    except TypeError:  # names that are no text: somebody else's message
+        whole = _FIELD * len(headers) + sum(map(len, map(str, headers)))
     for value in headers.values():
         kind = value.__class__
         if kind is str or kind is bytes:
             whole += len(value)
+        elif kind is list and _PLAIN.issuperset(map(type, value)):  # ``timelimit``, in every task
+            whole += _VALUE * len(value)
         elif kind not in _PLAIN and value:
             weight = _weight(value)
             if weight is None:
