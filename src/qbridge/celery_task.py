@@ -28,6 +28,7 @@ from celery.exceptions import Retry as CeleryRetry
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from qbridge import aio
+from qbridge.backends.base import TAKEN_FROM
 from qbridge.backends.deadline import deadline
 from qbridge.backends.storing import KeepsOutcomes
 from qbridge.celery_settings import payload_limit, task_attributes
@@ -173,12 +174,11 @@ class TypedTask(CeleryTask):
 
     def _context(self, request: Any, began: float, standing: Standing) -> TaskContext:
         given = kept_headers(request.headers or {})
-        info = request.delivery_info or {}
         return TaskContext(
             task_id=request.id,
             attempt=(request.retries or 0) + 1,
             max_attempts=self.policy.attempts if self.policy is not None else 1,
-            queue=queue_named(self.app, info.get("routing_key")),
+            queue=self._queue_of(request),
             headers={key: value for key, value in given.items() if not key.startswith("qbridge")},
             deadline=deadline_of(request.headers),
             _run=LiveRun(self, request, began, standing),
@@ -257,14 +257,21 @@ class TypedTask(CeleryTask):
     ) -> Any:
         """Return the message of the next attempt: Celery's, for the queue that this one came from.
 
-        Celery takes exchange and routing key from the message; of one that RabbitMQ has delayed they are those of the
-        delay, and the next attempt would go to the default queue.
+        Celery takes exchange and routing key from the message. Of one that RabbitMQ has delayed they are those of the
+        delay, and the next attempt would go to the default queue; of one that a pattern let in they are the pattern's,
+        and it would go to every queue that has it, or to none.
         """
         request = self.request if request is None else request
         if queue is None:
-            name = queue_named(self.app, (request.delivery_info or {}).get("routing_key"))
+            name = self._queue_of(request)
             queue = name if name in self.app.amqp.queues else None
         return super().signature_from_request(request, args, kwargs, queue, **options)
+
+    def _queue_of(self, request: Any) -> str | None:
+        """Return the queue that a request came from: as its worker knows it, else the one that its key names."""
+        info: Mapping[str, Any] = request.delivery_info or {}
+        taken_from: str | None = info.get(TAKEN_FROM)
+        return queue_named(self.app, info.get("routing_key")) if taken_from is None else taken_from
 
     # -- sending through Celery's own ways: signatures, canvas, beat
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kombu import Exchange
 
-from qbridge import DeadLetter
+from qbridge import DeadLetter, Retry, TaskContext
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.waiting import wait_until
 
@@ -101,6 +101,34 @@ def test_a_message_that_a_pattern_let_in_is_kept_for_its_queue(contract: Contrac
     with contract.worker_of("default", pool="solo"):
         kept = lying(contract, 3)
     assert [("malformed", "default")] * 3 == [(letter.reason, letter.queue) for letter in kept]
+
+
+def test_the_next_attempt_of_a_message_that_a_pattern_let_in_comes_to_its_queue(contract: Contract) -> None:
+    """To this one alone, and the task is told its name; the key is no queue's, or that of another one."""
+    bridge, told, tries = contract.bridge, list[tuple[str, str | None]](), {"orders.new": 0, "idle": 0}
+
+    @bridge.task(name="orders", context=True, retry=Retry(on=ConnectionError, attempts=2, wait_initial=0.05))
+    def orders(ctx: TaskContext, key: str) -> None:
+        told.append((key, ctx.queue))
+        tries[key] += 1
+        if tries[key] == 1:
+            raise ConnectionError("not yet")
+
+    with bridge.celery.connection_for_write() as connection:
+        channel = connection.default_channel
+        Exchange("events", "topic", durable=True)(channel).declare()
+        for name in ("default", "idle"):
+            queue = bridge.celery.amqp.queues[name](channel)
+            queue.declare()
+            queue.bind_to("events", "#")
+        for key in tries:
+            connection.Producer(channel).publish(
+                [[key], {}, {}], key, exchange="events", headers={"task": "orders", "id": key}, serializer="json"
+            )
+    with bridge.worker(pool="solo", queues=["default"]):
+        wait_until(lambda: len(told) == 4, 20, what="both attempts")
+    assert sorted(told) == [(key, "default") for key in sorted([*tries, *tries])]
+    assert contract.depth("idle") == 2
 
 
 def test_what_cannot_be_written_or_read_again_takes_no_place(contract: Contract) -> None:

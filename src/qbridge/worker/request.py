@@ -16,6 +16,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from qbridge.backends.base import TAKEN_FROM
 from qbridge.backends.storing import OutcomeNotStored
 from qbridge.dead_letters import Reason
 from qbridge.dead_letters.letter import HEADER_LOSSES, HEADER_UNSTORED_SINCE
@@ -47,8 +48,12 @@ class TypedRequest(AdoptingRequest):
             # a task past its deadline is a task that has expired: not run, REVOKED
             self._expires = due
         app: Any = self._app
+        info, came = self._delivery_info, message.delivery_info
+        consumer = getattr(message, "consumer", None)  # under defaults="celery" there is none of ours
+        if consumer is not None:
+            # the task is told its queue, and its next attempt goes there: a routing key may be what a pattern matched
+            info[TAKEN_FROM] = came.get(TAKEN_FROM) or queue_of(consumer, message)
         if app.holder:
-            info, came = self._delivery_info, message.delivery_info
             attempt = message.headers.get("retries")
             info[HOLDER] = came.get(HOLDER) or (f"{app.holder}-{attempt}" if attempt else app.holder)
             if TOKEN in came:

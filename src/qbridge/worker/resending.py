@@ -51,19 +51,20 @@ def queue_of(consumer: Any, message: Any) -> str:
         consumer: the worker's.
         message: as it was received.
     """
-    info, queues = message.delivery_info, consumer.app.amqp.queues
-    tags: Mapping[str, str] = consumer.task_consumer._active_tags
+    info = message.delivery_info
     taken_from = info.get(TAKEN_FROM)
     if taken_from is not None:
         return str(taken_from)
-    key = info.get("routing_key")
+    tags: Mapping[str, str] = consumer.task_consumer._active_tags
+    here = info.get("consumer_tag")
     for name, tag in tags.items():
-        if tag == info.get("consumer_tag"):
+        if tag == here:
             return name
+    key, queues = info.get("routing_key"), consumer.app.amqp.queues
     if key in tags or key in queues:
         return str(key)
-    here = (info.get("exchange"), key)
-    named = (name for name in tags if (queue := queues[name]) and (queue.exchange.name, queue.routing_key) == here)
+    where = (info.get("exchange"), key)
+    named = (name for name in tags if (queue := queues[name]) and (queue.exchange.name, queue.routing_key) == where)
     return next(named, str(consumer.app.conf.task_default_queue))
 
 
