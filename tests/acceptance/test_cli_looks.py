@@ -104,6 +104,31 @@ def test_dead_letters_are_listed_shown_replayed_and_discarded(folder: Folder) ->
     assert "secret" not in text
 
 
+def test_a_dead_letter_that_cannot_be_sent_again_is_skipped_and_told(folder: Folder) -> None:
+    """Those behind it are sent, and the exit code says that not all were."""
+    app = folder.bridge.celery
+    queue = app.amqp.queues["default"]
+    with app.producer_or_acquire() as producer:
+        producer.publish(
+            b"0", exchange=queue.exchange, routing_key="default", declare=[queue], content_type="application/json",
+            content_encoding="binary", headers={"qbridge_unreadable": "bm8="}, confirm_timeout=5,
+        )  # fmt: skip
+    folder.bridge.send("shop.later", ("one",))
+    folder.bridge.send("shop.later", ("two",))
+    box = folder.bridge.dead_letters
+    with folder.bridge.worker(pool="solo"):
+        wait_until(lambda: len(box.list()) == 3, 20, what="the dead letters")
+    [bad] = [letter.id for letter in box.list() if letter.task is None]
+    first = folder.run("dead-letters", "replay", "--queue", "default", "--limit", "1", "--json", "-A", "shop")
+    assert (first.returncode, len(json.loads(first.stdout)["replayed"])) == (1, 1)
+    assert list(json.loads(first.stdout)["skipped"]) == [bad]
+    second = folder.run("dead-letters", "replay", "--all", "-A", "shop")
+    assert second.returncode == 1
+    assert "1 replayed" in second.stdout
+    assert f"the dead letter {bad} cannot be sent again" in second.stderr
+    assert [letter.id for letter in box.list()] == [bad]
+
+
 def test_queues_of_a_broker_that_is_away(tmp_path: Path) -> None:
     """A clean message and exit code 1, within its timeout."""
     folder = Folder(tmp_path, broker="amqp://shop:pw1234@127.0.0.1:9//")

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from celery.exceptions import NotRegistered
 
-from qbridge import BrokerUnavailable, ConfigurationError, DeadLetterUnknown, UnknownQueueError
+from qbridge import BrokerUnavailable, ConfigurationError, DeadLetterUnknown, PayloadError, UnknownQueueError
+from qbridge.backends.base import HEADER_UNREADABLE
 from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.waiting import wait_until
 
 
-def buried(contract: Contract, *bodies: bytes) -> None:
-    """Make dead letters of messages that no producer makes, one after the other."""
+def buried(contract: Contract, *bodies: bytes, before: int = 0) -> None:
+    """Make dead letters of messages that no producer makes, one after the other; of those that wait ``before`` too."""
     queue = contract.bridge.celery.amqp.queues["default"]
     with contract.bridge.celery.producer_or_acquire() as producer:
         for number, body in enumerate(bodies):
@@ -30,7 +31,9 @@ def buried(contract: Contract, *bodies: bytes) -> None:
             )  # fmt: skip
     with contract.bridge.worker(pool="solo", queues=["default"]):
         wait_until(
-            lambda: len(contract.bridge.dead_letters.list("default")) == len(bodies), 20, what="the dead letters"
+            lambda: len(contract.bridge.dead_letters.list("default")) == before + len(bodies),
+            20,
+            what="the dead letters",
         )
 
 
@@ -117,6 +120,31 @@ def test_a_task_that_was_unknown_is_replayed_after_the_deploy(contract: Contract
         assert bridge.result("of-then", dict).get(timeout=20) == told
         wait_until(lambda: bridge.result(second.id).state == "SUCCESS", 20, what="the second result")
     assert waiting(contract) == 0
+
+
+def test_a_letter_that_cannot_be_sent_again_stops_no_others(
+    contract: Contract, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a filter it is skipped, and told; only who names it gets an error."""
+    box, skipped = contract.bridge.dead_letters, list[tuple[str, str]]()
+    queue = contract.bridge.celery.amqp.queues["default"]
+    with contract.bridge.celery.producer_or_acquire() as producer:
+        producer.publish(
+            b"0", exchange=queue.exchange, routing_key="default", declare=[queue], headers={HEADER_UNREADABLE: "bm8="},
+            content_type="application/json", content_encoding="binary", confirm_timeout=5,
+        )  # fmt: skip
+    buried(contract, b"1", b"2", before=1)
+    bad, first, _ = box.list("default")
+    with pytest.raises(PayloadError, match=bad.id):
+        box.replay([bad.id, first.id])
+    assert [letter.body for letter in box.replay(queue="default", limit=1)] == [b"1"]
+    assert f"1 dead letters cannot be sent again, and stay; the first: the dead letter {bad.id}" in caplog.text
+    caplog.clear()
+    sent = box.replay(queue="default", skipped=lambda letter, error: skipped.append((letter.id, str(error))))
+    assert [letter.body for letter in sent] == [b"2"]
+    assert [(bad.id, True)] == [(name, "names no task" in why) for name, why in skipped]
+    assert "cannot be sent again" not in caplog.text
+    assert [letter.id for letter in box.list()] == [bad.id]
 
 
 def test_an_unknown_task_is_left_to_workers_that_know_it(contract: Contract, caplog: pytest.LogCaptureFixture) -> None:

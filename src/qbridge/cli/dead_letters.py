@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from qbridge.cli.loading import app_option, give_app_to, load_with_tasks
 from qbridge.cli.screen import error_screen, screen, visible
 from qbridge.dead_letters import DeadLetter
 from qbridge.dead_letters.letter import REASONS
+from qbridge.exceptions import PayloadError
 
 __all__ = ["dead_letters"]
 
@@ -132,17 +133,23 @@ def replay(
 ) -> None:  # fmt: skip
     """Send dead letters to the queues that they came from: same task id, body and headers.
 
-    A time at which a task was to expire is left out if it is over.
+    A time at which a task was to expire is left out if it is over. Those that cannot be sent again are skipped, and
+    told: the exit code is 1 then.
     """
     with load_with_tasks(app) as bridge:
         done: list[DeadLetter] = []
+        skipped: dict[str, str] = {}
+
+        def skip(letter: DeadLetter, error: PayloadError) -> None:
+            skipped[letter.id] = str(error)
+
         for one in _queues(bridge, ids, queue, reason, task, every):
             left = None if limit is None else limit - len(done)
             if left != 0:
                 done += bridge.dead_letters.replay(
-                    ids or None, queue=one, reason=reason, task=task, limit=left, rate=rate
+                    ids or None, queue=one, reason=reason, task=task, limit=left, rate=rate, skipped=skip
                 )
-    _told(done, ids, "replayed", as_json)
+    _told(done, ids, "replayed", as_json, skipped)
 
 
 @click.command()
@@ -184,15 +191,20 @@ def _queues(
     return [*sorted(bridge.celery.amqp.queues)] if every else [queue]
 
 
-def _told(done: list[DeadLetter], ids: tuple[str, ...], verb: str, as_json: bool) -> None:
+def _told(
+    done: list[DeadLetter], ids: tuple[str, ...], verb: str, as_json: bool, skipped: Mapping[str, str] | None = None
+) -> None:
     missing = sorted(set(ids) - {letter.id for letter in done})
     if as_json:
-        click.echo(json.dumps({verb: [_described(letter) for letter in done], "missing": missing}, indent=2))
+        told: dict[str, Any] = {verb: [_described(letter) for letter in done], "missing": missing}
+        click.echo(json.dumps(told if skipped is None else {**told, "skipped": skipped}, indent=2))
     else:
         screen().print(f"{len(done):,} {verb}.")
         for one in missing:
             error_screen().print(Text(f"There is no dead letter {one}: look at the list."))
-    if missing:
+        for why in (skipped or {}).values():
+            error_screen().print(Text(visible(f"Skipped: {why}")), soft_wrap=True)
+    if missing or skipped:
         sys.exit(1)
 
 

@@ -6,6 +6,7 @@ Looking changes nothing: neither the order of a queue, nor what is counted as a 
 from __future__ import annotations
 
 import builtins
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -30,6 +31,8 @@ from qbridge.serialization.locked_messages import Letter, relock_letter
 from qbridge.serialization.refused import MessageRefused
 
 __all__ = ["DeadLetters", "Place"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Many = builtins.list[DeadLetter]
@@ -137,6 +140,7 @@ class DeadLetters:
         task: str | None = None,
         limit: int | None = None,
         rate: float | None = None,
+        skipped: Callable[[DeadLetter, PayloadError], object] | None = None,
     ) -> Many:
         """Send dead letters to the queues that they came from: same id, body and headers, attempts counted anew.
 
@@ -145,6 +149,8 @@ class DeadLetters:
         A time at which the task was to expire, and a deadline, are left out if they are over; else they stay.
         On Redis and the embedded broker the move is one step. On RabbitMQ the new message is confirmed first, and then
         the dead letter goes: whoever is killed between the two leaves both, and the task may run twice with one id.
+        One that cannot be sent again (there are keys and no holder of one has sent it, or its headers could not be read
+        and it names no task) stays a dead letter; chosen by a filter it keeps no others from being sent.
 
         Args:
             ids: one or several; those that are not there (any more) are left out.
@@ -153,31 +159,46 @@ class DeadLetters:
             task: only those of the task of this name.
             limit: the most that are sent; None: all.
             rate: the most per second; None: as fast as the broker takes them.
+            skipped: called with each that a filter chose and that cannot be sent again, and why; None: a warning in the
+                log says how many there were.
 
         Returns:
             Those that were sent.
 
         Raises:
             ConfigurationError: if neither ``ids`` nor a filter says which.
-            PayloadError: if there are keys and no holder of one has sent it, or its headers could not be read and it
-                names no task; it stays a dead letter.
+            PayloadError: if one of ``ids`` cannot be sent again; those before it were sent.
             BrokerUnavailable: if the broker does not take one; it stays a dead letter, and those before it were sent.
         """
         if rate is not None and not rate > 0:
             raise ConfigurationError(f"replay(rate={rate!r}) would never send one", "rate is a number per second.")
 
         outcomes = Outcomes(self._place.outcomes())
+        left: builtins.list[PayloadError] = []
 
         def send(opened: KeptQueue, kept: Kept, letter: DeadLetter) -> bool:
             properties = {
                 **letter.properties, "content_type": letter.content_type, "content_encoding": letter.content_encoding,
             }  # fmt: skip
-            headers = self._headers(letter)
+            try:
+                headers = self._headers(letter)
+            except PayloadError as error:
+                if ids is not None:
+                    raise
+                if skipped is None:
+                    left.append(error)
+                else:
+                    skipped(letter, error)
+                return False
             with outcomes.forgotten(letter) as sent, self._bounded():
                 sent.confirmed = opened.send(kept, letter.queue, headers, properties)
             return sent.confirmed
 
-        return self._each(send, ids, queue, reason, task, limit, None if rate is None else 1 / rate)
+        try:
+            return self._each(send, ids, queue, reason, task, limit, None if rate is None else 1 / rate)
+        finally:
+            if left:
+                logger.warning("%d dead letters cannot be sent again, and stay; the first: %s", len(left), left[0])
 
     def _headers(self, letter: DeadLetter) -> Mapping[str, Any]:
         """Return the headers of a dead letter that is sent again, signed anew if a holder of the keys has sent it."""
@@ -259,9 +280,12 @@ class DeadLetters:
         task: str | None = None,
         limit: int | None = None,
         rate: float | None = None,
+        skipped: Callable[[DeadLetter, PayloadError], object] | None = None,
     ) -> Many:
-        """Do what :meth:`replay` does without blocking the event loop."""
-        replay = partial(self.replay, ids, queue=queue, reason=reason, task=task, limit=limit, rate=rate)
+        """Do what :meth:`replay` does without blocking the event loop; ``skipped`` is called in a thread."""
+        replay = partial(
+            self.replay, ids, queue=queue, reason=reason, task=task, limit=limit, rate=rate, skipped=skipped
+        )
         return await self._place.in_thread(replay)
 
     async def adiscard(
@@ -293,13 +317,15 @@ class DeadLetters:
             )
         wanted = None if ids is None else {ids} if isinstance(ids, str) else set(ids)
         done: Many = []
+        rested = True  # whoever finds nothing to send has no need of a rest
         with self._open(queue, wanted, reason, task) as opened:
             for kept_queue, kept, letter in opened:
                 if limit is not None and len(done) >= limit:
                     break
-                if done and pause is not None:
+                if not rested and pause is not None:
                     time.sleep(pause)
-                if act(kept_queue, kept, letter):
+                rested = not act(kept_queue, kept, letter)
+                if not rested:
                     done.append(letter)
         return done
 
