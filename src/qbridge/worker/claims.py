@@ -110,8 +110,9 @@ class Claims:
             again: called with it, in the worker's loop, when it may run.
         """
         info, headers = message.delivery_info, message.headers or {}
-        # what goes around for want of its results has no run beside it, unless its broker may have delivered it twice
-        sent_again = AGAIN in headers and HEADER_UNSTORED_SINCE not in headers
+        # what goes around for want of its results has no run beside it, unless its broker may have delivered it twice,
+        # or its key was sent twice
+        sent_again = AGAIN in headers and (HEADER_ONCE in headers or HEADER_UNSTORED_SINCE not in headers)
         if TOKEN in info or not (sent_again or (self._needed and comes_again(info, headers))):
             return False
         task = self._app.tasks.get(headers.get("task"))
