@@ -12,7 +12,7 @@ from qbridge.backends.base import REDIS_KEYS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NoQueue", "Places"]
+__all__ = ["NoList", "NoQueue", "Places", "is_wrong_type"]
 
 
 class NoQueue(ValueError):
@@ -22,6 +22,23 @@ class NoQueue(ValueError):
     """
 
     unroutable = True
+
+
+class NoList(Exception):
+    """A key that a message is to be given back to, or that says where to, is of another type now.
+
+    Args:
+        key: its name, with the prefix.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def is_wrong_type(error: Exception) -> bool:
+    """Tell whether Redis has refused a command because of a key's type; before 7 it says first in which script."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
 
 
 class Places:

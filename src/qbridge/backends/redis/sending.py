@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from qbridge.backends.base import HEADER_NOT_BEFORE, is_time
 from qbridge.backends.redis import scripts
+from qbridge.backends.redis.places import is_wrong_type
 
 __all__ = ["SOON", "Sending", "eta_of"]
 
@@ -49,7 +50,8 @@ class Sending:
     def _put(self: Any, queue: str, message: Any, **options: Any) -> None:
         """Push one message, or schedule it; an error of a command that was written says that it may have arrived.
 
-        A frozen Redis reads it from its socket once it goes on, long after the sender has given up.
+        A frozen Redis reads it from its socket once it goes on, long after the sender has given up. That of a key which
+        is no list says that there is no such queue.
         """
         self._refuse_key(queue)
         batch = options.get("_publish_batch")
@@ -64,6 +66,8 @@ class Sending:
         except Exception as error:
             if type(error).__name__ in _NO_ANSWER and "connecting to" not in str(error):
                 error.__dict__["may_have_arrived"] = True  # read by those who send
+            elif is_wrong_type(error):
+                error.__dict__["unroutable"] = True  # nobody receives there: an outcome is not offered again
             raise
 
     def _push(self: Any, queue: str, message: Any) -> None:
