@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import Any
 
+from kombu.utils.json import dumps
 from redis.exceptions import ResponseError
 
 from qbridge.backends.redis import scripts
 from qbridge.backends.redis.keeper import Keeper
+from qbridge.backends.redis.places import NoList, is_wrong_type
 from qbridge.backends.redis.qos import say_late
 
 __all__ = ["Leasing"]
@@ -75,6 +78,36 @@ class Leasing:
             self.give_back(claims, "RPUSH")
         except Exception as error:  # noqa: BLE001 - then they are taken over when the lease ends
             logger.warning("Cannot give messages back (%s): others get them when the lease ends", type(error).__name__)
+
+    def _do_restore_message(
+        self: Any, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """Let kombu's transaction put a message of a plain worker back on its list, which it must be able to do.
+
+        kombu's own takes it out of ``unacked`` whether its list can take it or not.
+
+        Raises:
+            NoList: if its list is none now.
+            NoQueue: if it would go to a key that is no queue's.
+            TypeError: if it would go to what is no name; likewise others, if it is no message.
+        """
+        with suppress(KeyError):
+            payload["headers"]["redelivered"] = True
+            payload["properties"]["delivery_info"]["redelivered"] = True
+        number = self._get_message_priority(payload, reverse=False)
+        (key,) = self._keys(self.keyprefix_queue % (exchange,))
+        try:
+            for name in self._lookup(exchange, routing_key):
+                if not isinstance(name, str):
+                    raise TypeError(f"the name of a queue is no {type(name).__name__}")
+                self._refuse_key(name)
+                (key,) = self._keys(place := self._q_for_pri(name, number))
+                self._ours.llen(key)
+                (pipe.lpush if leftmost else pipe.rpush)(place, dumps(payload))
+        except ResponseError as error:
+            if is_wrong_type(error):
+                raise NoList(key) from error
+            raise
 
     def leased(self: Any, tag: Any) -> bool:
         """Return whether a message is held by a consumer with a lease."""

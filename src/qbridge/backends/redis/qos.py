@@ -17,6 +17,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from qbridge.backends.redis.messages import FAULTS
+from qbridge.backends.redis.places import NoList
 
 __all__ = ["QoS"]
 
@@ -24,6 +25,11 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 MOST = 64
 """Acknowledgements that are sent at once."""
+
+_NO_PLACE = (
+    "Messages of plain Celery workers cannot be given back: the Redis key %r is of another type than kombu's. Somebody "
+    "else has written it. Delete it; until then they stay unacknowledged."
+)
 
 Claim = tuple[str, str]
 
@@ -39,6 +45,7 @@ class QoS(kombu_redis.QoS):
         self._claims: dict[str, Claim] = {}
         self._settled: list[Claim] = []
         self._kept: set[str] = set()
+        self._said: set[str] = set()
         self._since = 0.0
         self._process = os.getpid()
 
@@ -167,6 +174,10 @@ class QoS(kombu_redis.QoS):
             return
         try:
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
+        except NoList as error:  # it stays as it is, and is looked at again
+            if error.key not in self._said:
+                self._said.add(error.key)
+                logger.error(_NO_PLACE, error.key)  # noqa: TRY400 - it says all
         except FAULTS as error:  # else those after it would never be looked at
             logger.error("Threw away an unacknowledged entry: no message (%s)", type(error).__name__)  # noqa: TRY400 - its type says it
             with self.channel.conn_or_acquire(client) as found:
