@@ -243,6 +243,16 @@ class TypedTask(CeleryTask):
             with suppress(AttributeError):
                 setattr(scheduled.exc, NEXT_ATTEMPT, {"attempt": history.attempt, "next_at": due})
             raise
+        except PayloadError as error:
+            if self.request.is_eager:
+                raise  # of the next attempt, which has run
+            refused = error
+        # it gains headers with each attempt: what the task raised says more than that there was no room for them
+        with suppress(AttributeError):
+            delattr(told, NEXT_ATTEMPT)
+            told.add_note(f"There is no next attempt: {refused}")
+        give_up(told, "too_large", self.request, history.attempt)
+        raise told
 
     def _show_retry(self, error: Exception) -> None:
         """Store the state RETRY before the next attempt is sent, which may end before this one has."""

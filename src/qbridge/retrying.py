@@ -106,17 +106,21 @@ def kept_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key not in _NOT_KEPT and not str(key).startswith(_ADDED)}
 
 
+_Reason = Literal["exhausted", "invalid", "too_large"]
+
+
 @dataclass(frozen=True)
 class GivenUp:
     """Why nobody will try a task again, although somebody might have: told by the process that ran it.
 
     Args:
-        reason: ``"exhausted"``: its policy allows no further attempt; ``"invalid"``: its arguments do not fit.
+        reason: ``"exhausted"``: its policy allows no further attempt; ``"invalid"``: its arguments do not fit;
+            ``"too_large"``: the message of its next attempt would be.
         task_id: whose run it was; an exception may be an object that several tasks raise.
         attempts: runs that its policy has counted.
     """
 
-    reason: Literal["exhausted", "invalid"]
+    reason: _Reason
     task_id: str
     attempts: int
 
@@ -124,7 +128,7 @@ class GivenUp:
 _GIVEN_UP = "qbridge_given_up"  # attribute of an exception, which goes with it from a process of the pool to its parent
 
 
-def give_up(error: BaseException, reason: Literal["exhausted", "invalid"], request: Any, attempts: int) -> None:
+def give_up(error: BaseException, reason: _Reason, request: Any, attempts: int) -> None:
     """Note on an error that it ends its task for good; the worker keeps the message then."""
     with suppress(AttributeError):  # an exception with slots cannot carry it
         setattr(error, _GIVEN_UP, (reason, str(request.id), attempts))

@@ -11,7 +11,7 @@ import pytest
 from billiard.exceptions import WorkerLostError
 
 from qbridge import ArgumentsError, DeadLetter, Retry, TaskContext, TaskFailed, TaskResult
-from qbridge.testing.contract_app.tasks import runs
+from qbridge.testing.contract_app.tasks import OutOfStock, runs
 from qbridge.testing.contracts.kit import MAX_REDELIVERIES, Contract
 from qbridge.testing.waiting import wait_until
 
@@ -82,6 +82,25 @@ def test_a_task_that_was_tried_in_vain_is_kept_and_can_be_replayed(contract: Con
         broken.clear()
         bridge.dead_letters.replay(kept.id)
         assert bridge.result(first.id, paying).get(timeout=20) == 5
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_task_whose_next_attempt_has_too_many_headers_is_kept(contract: Contract, pool: str) -> None:
+    """A message that just fits gains headers with each attempt: its failure is what the task raised, and it is kept."""
+    name, app = str(contract.tasks.try_again.name), contract.bridge.celery
+    queue, path = app.amqp.queues["default"], contract.path()
+    headers = {"task": name, "id": "full", "mine": "x" * 59_800}
+    with app.connection_for_write() as connection:
+        connection.Producer().publish(
+            [[str(path), 100], {}, {}], queue.routing_key, exchange=queue.exchange, declare=[queue], headers=headers,
+            serializer="json", correlation_id="full",
+        )  # fmt: skip
+    with contract.worker_of("default", pool=pool):
+        ends(contract.bridge.result("full", contract.tasks.try_again), OutOfStock)
+        kept = contract.dead_letter_of("full")
+    assert ("too_large", 1, "OutOfStock") == (kept.reason, kept.attempts, kept.error_type)
+    assert "There is no next attempt: the message is not sent" in kept.traceback
+    assert len(runs(path)) == 1
 
 
 def test_a_task_whose_arguments_do_not_fit_is_kept(contract: Contract) -> None:
