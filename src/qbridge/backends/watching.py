@@ -22,7 +22,7 @@ __all__ = ["Alarm", "Inbox", "Outcome", "PollingWatcher", "Watcher", "is_ready",
 Outcome = Any
 """A meta (mapping), the exception that reading it raised, or None: looked at, nothing yet."""
 
-_REST = 10.0  # seconds of waiting after which a task is taken for a slow one
+_REST = 60.0  # seconds of waiting after which a task is taken for a slow one: the default of `get` is not more
 
 
 class Alarm:
@@ -166,7 +166,7 @@ class PollingWatcher:
         backend: a Celery result backend.
         alarm: wakes the thread that waits here.
         poll_min: seconds between the first questions.
-        poll_max: seconds between later ones; four times that after the first ten seconds.
+        poll_max: seconds between later ones; four times that after the first minute.
     """
 
     def __init__(self, backend: Any, alarm: Alarm, poll_min: float, poll_max: float) -> None:

@@ -51,7 +51,7 @@ class ResultHub:
     """
 
     def __init__(
-        self, app: Any, *, poll_min: float = 0.001, poll_max: float = 0.025, look_timeout: float = 5.0
+        self, app: Any, *, poll_min: float = 0.001, poll_max: float = 0.015, look_timeout: float = 5.0
     ) -> None:
         self._app = app
         self._look_timeout = look_timeout

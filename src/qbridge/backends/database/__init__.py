@@ -84,7 +84,7 @@ class DatabaseResults(ResultBackend, frozen=True):
     lock_timeout: Seconds | None = 5.0
     cleanup_interval: Seconds | None = 3600.0
     poll_min: Seconds = 0.001
-    poll_max: Seconds = 0.025
+    poll_max: Seconds = 0.015
 
     if TYPE_CHECKING:
 
@@ -107,7 +107,7 @@ class DatabaseResults(ResultBackend, frozen=True):
             lock_timeout: float | timedelta | None = 5.0,
             cleanup_interval: float | timedelta | None = 3600.0,
             poll_min: float | timedelta = 0.001,
-            poll_max: float | timedelta = 0.025,
+            poll_max: float | timedelta = 0.015,
         ) -> None: ...
 
     @field_validator("url")
