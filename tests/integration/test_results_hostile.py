@@ -29,7 +29,7 @@ from qbridge.testing.contracts.kit import Contract
 from qbridge.testing.servers import MariaDBServer, PostgreSQLServer, RedisServer
 from qbridge.testing.waiting import wait_until
 
-AT_ONCE = 5.0  # seconds; less than any timeout here
+AT_ONCE = 3.0  # seconds; less than any timeout here
 TIMEOUT = 8.0
 
 
